@@ -10,9 +10,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 
@@ -54,6 +56,18 @@ impl NetNs {
         })?
     }
 
+    /// What is known of it, and the cookie that no other one of this boot has; none: Linux before 5.14, or we may not enter it.
+    pub fn identity_and_cookie(&self) -> io::Result<(NamespaceInode, Option<u64>)> {
+        let metadata = File::from(self.0.try_clone()?).metadata()?;
+        let changed = Duration::new(metadata.ctime().unsigned_abs(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0));
+        let file = NamespaceInode { device: metadata.dev(), inode: metadata.ino(), changed };
+        let cookie = match self.run(own_cookie) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            cookie => cookie??,
+        };
+        Ok((file, cookie))
+    }
+
     /// Whether both are the same namespace, however they were opened.
     pub fn is_same(&self, other: &Self) -> io::Result<bool> {
         Ok(self.identity()? == other.identity()?)
@@ -89,23 +103,58 @@ impl AsFd for NetNs {
     }
 }
 
-/// The device and number of the namespace that a path leads to, of whatever kind it is; none: it leads to something else. No file
-/// system is asked, so that one that does not answer holds up nobody.
-pub fn namespace_at(path: &Path) -> io::Result<Option<(u64, u64)>> {
-    let own = identity_at(Path::new("/proc/self/ns/net"))?;
-    Ok(Some(identity_at(path)?).filter(|(device, _)| *device == own.0))
+/// A file of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceInode {
+    /// The device of all of them.
+    pub device: u64,
+    /// The number of the namespace. When it ends, the kernel gives it to the next one.
+    pub inode: u64,
+    /// When the file was made, since 1970: it stays the same for as long as the namespace is mounted, or open.
+    pub changed: Duration,
 }
 
-fn identity_at(path: &Path) -> io::Result<(u64, u64)> {
+/// The file of a namespace that a path leads to, of whatever kind it is; none: it leads to something else. No file
+/// system is asked, so that one that does not answer holds up nobody.
+pub fn namespace_at(path: &Path) -> io::Result<Option<NamespaceInode>> {
+    let own = file_at(Path::new("/proc/self/ns/net"))?;
+    Ok(Some(file_at(path)?).filter(|file| file.device == own.device))
+}
+
+fn file_at(path: &Path) -> io::Result<NamespaceInode> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut told = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    let wanted = libc::STATX_INO | libc::STATX_CTIME;
     // SAFETY: the path ends with a zero byte, and `told` has room for what the kernel writes.
-    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_INO, told.as_mut_ptr()) };
+    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, wanted, told.as_mut_ptr()) };
     Errno::result(done)?;
     // SAFETY: a structure of integers, all of which were zero before the kernel wrote some of them.
     let told = unsafe { told.assume_init() };
-    Ok((libc::makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino))
+    let changed = Duration::new(told.stx_ctime.tv_sec.unsigned_abs(), told.stx_ctime.tv_nsec);
+    Ok(NamespaceInode { device: libc::makedev(told.stx_dev_major, told.stx_dev_minor), inode: told.stx_ino, changed })
+}
+
+/// The cookie of the namespace of this thread.
+fn own_cookie() -> io::Result<Option<u64>> {
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the socket is open, and `cookie` has the room that `length` says.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match Errno::result(done) {
+        Ok(_) => Ok(Some(cookie)),
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Opens a file for reading if it is a plain one of a file system. Others are not opened: to open a device may do something, and
@@ -180,9 +229,23 @@ mod tests {
     #[test]
     fn a_namespace_is_known_without_opening_it() {
         let own = std::fs::metadata("/proc/self/ns/net").unwrap();
-        assert_eq!(namespace_at(Path::new("/proc/self/ns/net")).unwrap(), Some((own.dev(), own.ino())));
+        let found = namespace_at(Path::new("/proc/self/ns/net")).unwrap().unwrap();
+        assert_eq!((found.device, found.inode), (own.dev(), own.ino()));
         assert_eq!(namespace_at(Path::new("/dev/null")).unwrap(), None);
         assert_eq!(namespace_at(Path::new("/no/such")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn namespaces_have_cookies_of_their_own() {
+        let here = NetNs::current().unwrap();
+        let (file, cookie) = match here.identity_and_cookie() {
+            Ok(told) => told,
+            Err(error) => return println!("skipped: entering a namespace ({error})"),
+        };
+        assert_eq!(here.identity_and_cookie().unwrap().1, cookie);
+        assert_eq!(namespace_at(Path::new("/proc/self/ns/net")).unwrap(), Some(file), "it is open");
+        let other = NetNs::private().unwrap().identity_and_cookie().unwrap();
+        assert!(other.0.inode != file.inode && (cookie.is_none() || other.1 != cookie), "{other:?}");
     }
 
     #[test]

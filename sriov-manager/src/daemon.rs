@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ApiSocket, Phase, ServerError, Servers, ServiceSocket, SocketError, counted};
@@ -30,7 +30,7 @@ use crate::metrics::Snapshot;
 use crate::policy::Policies;
 use crate::reload;
 use crate::sysfs::Sysfs;
-use crate::uevent::Uevents;
+use crate::uevent::{News, Uevents};
 use crate::vfs::{OpenError, Options, Recovery, Vfs};
 
 /// How to run a manager.
@@ -235,24 +235,35 @@ fn follow(
             thread::sleep(START_AGAIN);
         }
         let (mut left, mut ends) = (rescan, ENDS_EVERY);
+        let (mut news, mut since) = (News::default(), Instant::now());
         while !is_over(*phase.borrow()) {
+            if news.is_empty() {
+                since = Instant::now();
+            }
             // Short, so that a stop is seen.
-            let timeout = left.min(LOOK_UP);
+            let timeout = left.min(if news.is_empty() { LOOK_UP } else { HELD_UP });
             let heard = if let Some(socket) = &mut uevents {
                 socket.wait(timeout).unwrap_or_else(|error| {
                     warn!(%error, "uevents cannot be heard any more: changes are seen at the next look only");
                     uevents = None;
-                    false
+                    News { is_more: true, ..News::default() }
                 })
             } else {
                 thread::sleep(timeout);
-                false
+                News::default()
             };
             (left, ends) = (left.saturating_sub(timeout), ends.saturating_sub(timeout));
-            let is_due = heard || vfs.take_returned() || left.is_zero();
+            news.extend(heard);
+            news.is_more |= vfs.take_returned() || left.is_zero();
+            // Most news are of what an operation does, which somebody waits for.
+            let is_held_up = !left.is_zero() && vfs.works_on(&news) && since.elapsed() < HELD_UP_MAX;
+            let is_due = !news.is_empty() && !is_held_up;
             if is_due {
-                ends_whole("look", || vfs.look());
-                left = rescan;
+                let news = std::mem::take(&mut news);
+                if news.is_more {
+                    left = rescan;
+                }
+                ends_whole("look", || vfs.look_for(&news));
             }
             let may_end = ends.is_zero() && vfs.has_leases_that_end();
             if ends.is_zero() {
@@ -322,6 +333,10 @@ pub enum RunError {
 
 /// How often it is looked whether to stop.
 const LOOK_UP: Duration = Duration::from_millis(100);
+/// And while news wait for the end of an operation.
+const HELD_UP: Duration = Duration::from_millis(10);
+/// They wait for no longer.
+const HELD_UP_MAX: Duration = Duration::from_millis(200);
 /// A start that died is tried again after so long.
 const START_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is looked whether what leases are for is gone.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::slice;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -163,14 +164,19 @@ impl Executor {
         let began = Instant::now();
         let Asked { report, interface, permanent_mac, made_from } = self.report(vf)?;
         debug!(microseconds = began.elapsed().as_micros(), "asked the PF");
-        let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
-        let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
-        let netdev = self.sysfs.netdevs(address).into_iter().next();
+        // What cannot be asked is not "none": a VF would be taken for unbound.
+        let seen = || -> io::Result<_> {
+            let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
+            let members = vfs.map(|&member| Ok((member, self.sysfs.read_driver(member)?)));
+            let netdev = self.sysfs.read_netdevs(address)?.into_iter().next();
+            Ok((self.sysfs.read_driver(address)?, netdev, members.collect::<io::Result<BTreeMap<_, _>>>()?))
+        };
+        let (driver, netdev, members) = seen().map_err(|error| CallError::Refused(error.into()))?;
         Ok(Current {
             vf: address,
             pf: vf.pf,
             index,
-            driver: self.sysfs.driver(address),
+            driver,
             report,
             derived_mac: made_from.map(|mac| mac.derived(index)),
             card: permanent_mac,
@@ -249,11 +255,13 @@ impl Executor {
         match self.write(step, &[function], self.sysfs.unbind_file(driver), &function.to_string()) {
             Ok(()) => {}
             // It is what we wanted, if it is not bound to another one by now.
-            Err(error) if error.errno() == Some(Errno::ENODEV) && self.sysfs.driver(function).is_none() => {}
+            Err(error)
+                if error.errno() == Some(Errno::ENODEV) && matches!(self.sysfs.read_driver(function), Ok(None)) => {}
             Err(error @ CallError::Late { .. }) => return Err(StepError::new(step, error, CURE_UNBIND)),
             Err(error) => return Err(StepError::new(step, error, SEE_LOG)),
         }
-        match self.sysfs.driver(function) {
+        let driver = self.sysfs.read_driver(function);
+        match driver.map_err(|error| StepError::new(step, unknown_driver(&error), SEE_LOG))? {
             None => Ok(()),
             Some(driver) => Err(StepError::new(step, format!("it is bound to {driver} all the same"), SEE_LOG)),
         }
@@ -315,9 +323,11 @@ impl Executor {
             Some(driver) if !self.sysfs.has_driver(driver) => {
                 format!("the driver {driver} is not loaded: `modprobe {driver}`")
             }
-            Some(VFIO_PCI) if self.sysfs.iommu_group(function).is_none() => "there is no IOMMU: turn it on (kernel \
+            Some(VFIO_PCI) if matches!(self.sysfs.read_iommu_group(function), Ok(None)) => {
+                "there is no IOMMU: turn it on (kernel \
                 arguments `intel_iommu=on iommu=pt`), or for trials `enable_unsafe_noiommu_mode=1` of the module vfio"
-                .to_owned(),
+                    .to_owned()
+            }
             None if errno == Some(Errno::ENODEV) => "with `sriov_drivers_autoprobe` off only a named driver binds: \
                 name it in the policies as `kernel_driver`"
                 .to_owned(),
@@ -336,7 +346,9 @@ impl Executor {
         let deadline = Instant::now() + self.timeouts.settle;
         loop {
             // Looked for each time: an interface can be renamed, and another one can have its name.
-            let Some((_, interface)) = self.sysfs.interface(pf) else {
+            let found = self.sysfs.read_interface(pf);
+            let found = found.map_err(|error| StepError::new(step, unknown_interface(&error), SEE_LOG))?;
+            let Some((_, interface)) = found else {
                 return Err(StepError::new(step, "the PF has no interface here", CURE_INTERFACE));
             };
             let result = self
@@ -373,7 +385,9 @@ impl Executor {
     }
 
     fn mtu(&self, step: &Step, function: PciAddress, mtu: u32) -> Result<(), StepError> {
-        let Some((_, interface)) = self.sysfs.interface(function) else {
+        let found = self.sysfs.read_interface(function);
+        let found = found.map_err(|error| StepError::new(step, unknown_interface(&error), SEE_LOG))?;
+        let Some((_, interface)) = found else {
             return Err(StepError::new(step, "it has no interface here", "an MTU needs the driver `kernel`"));
         };
         let what = step.clone();
@@ -393,9 +407,7 @@ impl Executor {
                 Some(Errno::ENOMEM) => {
                     "no address space or bus numbers for them: kernel argument `pci=realloc`, or a setting of the firmware"
                 }
-                Some(Errno::EBUSY) => {
-                    "somebody else changed the number meanwhile: look with `ferrule vf list`, ask again"
-                }
+                Some(Errno::EBUSY) => CURE_COUNTED,
                 _ => SEE_LOG,
             };
             return Err(StepError::new(step, error, cure));
@@ -408,7 +420,10 @@ impl Executor {
         };
         if self.appears(complete, self.timeouts.appear).is_none() {
             let there = self.sysfs.virtfns(pf).len();
-            return Err(StepError::new(step, format!("there are {there}"), SEE_LOG));
+            // A driver makes fewer and never more: somebody else was at work as well.
+            let errno = (there > count as usize).then_some(Errno::EBUSY);
+            let cure = if errno.is_some() { CURE_COUNTED } else { SEE_LOG };
+            return Err(StepError { errno, ..StepError::new(step, format!("there are {there}"), cure) });
         }
         Ok(())
     }
@@ -481,6 +496,19 @@ impl StepError {
     }
 }
 
+fn unknown_driver(error: &io::Error) -> Problem {
+    cannot_be_asked("its driver", error)
+}
+
+fn unknown_interface(error: &io::Error) -> Problem {
+    cannot_be_asked("the interface", error)
+}
+
+/// It may be asked the next time, so that nothing is final.
+fn cannot_be_asked(what: &str, error: &io::Error) -> Problem {
+    Problem { text: format!("look for {what}: {error}"), errno: Some(Errno::EAGAIN), stuck: false }
+}
+
 /// What to do about a refusal of the PF's driver.
 fn set_cure(change: VfChange, errno: Option<Errno>) -> &'static str {
     match (errno, change) {
@@ -538,6 +566,7 @@ impl From<&str> for Problem {
 /// How often something is looked for that has no event.
 const POLL: Duration = Duration::from_millis(5);
 const SEE_LOG: &str = "the kernel's log (`dmesg`) says more";
+const CURE_COUNTED: &str = "somebody else changed the number meanwhile: look with `ferrule vf list`, ask again";
 /// What lets a PF be asked.
 pub(crate) const CURE_INTERFACE: &str = "bring its interface back into this network namespace (`ip -n NAMESPACE link set NAME netns 1`): VFs are set through it";
 /// What ends a call that hangs in the kernel.

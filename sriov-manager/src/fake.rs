@@ -41,6 +41,8 @@ pub enum Scenario {
     CountRefused(u32, i32),
     /// The driver of the PF makes no more VFs than this, and calls it a success.
     CountAtMost(u32),
+    /// Somebody else makes this number of VFs the moment ours was made.
+    CountOvertaken(u32),
     /// No driver takes a VF, and the kernel calls it a success.
     NobodyProbes,
     /// A driver refuses this VF with this error.
@@ -73,6 +75,10 @@ pub enum Scenario {
     CountHangs,
     /// Other network namespaces cannot be looked into.
     NamespacesUnknown,
+    /// Other network namespaces come and go all the time, so that no look at them is whole.
+    NamespacesBusy,
+    /// Whoever asks whether a VFIO node is open is refused with this error.
+    VfioOpenRefused(i32),
     /// The interface of a VF is there once it was looked for elsewhere, as when a driver has just taken the VF.
     NetdevComesMeanwhile,
     /// Unbinding never comes back, until [`FakeNode::heal`].
@@ -138,6 +144,8 @@ struct FakeState {
     /// The PF is in the group of its VFs.
     pf_in_group: bool,
     next_address: u8,
+    /// How often other namespaces were searched.
+    searches: usize,
     /// Functions that went.
     gone: usize,
     /// Writes and settings that were taken, as a log.
@@ -287,6 +295,11 @@ impl FakeNode {
             ));
         }
         out.join("\n")
+    }
+
+    /// How often other network namespaces were searched so far.
+    pub fn searches(&self) -> usize {
+        self.kernel.state().searches
     }
 
     /// What was done so far, oldest first.

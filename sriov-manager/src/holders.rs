@@ -6,14 +6,14 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use ferrule_ffi::netns::{namespace_at, open_of, open_plain};
+use ferrule_ffi::netns::{NetNs, namespace_at, open_of, open_plain};
 use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 
 use crate::address::is_userspace_driver;
 use crate::gone::{ProcessStat, link_target, open_files, unless_gone};
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
-use crate::lease::Until;
+use crate::lease::{NamespaceIdentity, Until};
 use crate::sysfs::Sysfs;
 
 /// Somebody who uses a VF now.
@@ -111,14 +111,15 @@ impl fmt::Display for HostUse {
 pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> io::Result<Vec<PathBuf>> {
     if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
         // Daemons of the host have those for the management of all ports (`umad`).
-        let verbs = sysfs.rdma(vf.address).into_iter().flat_map(|device| device.nodes);
+        let verbs = sysfs.rdma(vf.address)?.into_iter().flat_map(|device| device.nodes);
         let verbs = verbs.filter(|node| node.contains("/uverbs")).map(PathBuf::from);
-        let vdpa = sysfs.vdpa_nodes(vf.address).into_iter().map(|node| Path::new("/dev").join(node));
+        let vdpa = sysfs.vdpa_nodes(vf.address)?.into_iter().map(|node| Path::new("/dev").join(node));
         return Ok(verbs.chain(vdpa).collect());
     }
     // The group is one thing to whoever holds it, also by the device of another VF.
-    let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
-    let devices = vf.vfio_device.iter().cloned().chain(members).map(|device| format!("vfio/devices/{device}"));
+    let members = vf.group_with.iter().map(|&member| sysfs.vfio_device(member)).collect::<io::Result<Vec<_>>>()?;
+    let devices = vf.vfio_device.iter().cloned().chain(members.into_iter().flatten());
+    let devices = devices.map(|device| format!("vfio/devices/{device}"));
     let own = devices.chain(sysfs.uio_devices(vf.address)?).map(|node| Path::new("/dev").join(node));
     Ok(group_nodes(vf).chain(own).collect())
 }
@@ -151,20 +152,57 @@ pub fn start_time(sysfs: &Sysfs, pid: u32) -> io::Result<Option<u64>> {
     Ok(stat.filter(|stat| !stat.is_zombie).map(|stat| stat.started))
 }
 
-/// The number of a network namespace by a file of it; none: it is not there, or is something else.
-pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
+/// A network namespace by a file of it; none: it is not there, or is something else.
+pub fn namespace(sysfs: &Sysfs, path: &Path) -> io::Result<Option<NamespaceIdentity>> {
     let path = below(sysfs, path);
-    if sysfs.is_live() {
-        return Ok(unless_gone(namespace_at(&path))?.flatten().map(|(_, inode)| inode));
+    if !sysfs.is_live() {
+        let metadata = unless_gone(fs::metadata(path))?;
+        return Ok(metadata.map(|file| NamespaceIdentity { inode: file.ino(), changed: None, cookie: None }));
     }
-    Ok(unless_gone(fs::metadata(path))?.map(|metadata| metadata.ino()))
+    // What is something else is not opened.
+    if unless_gone(namespace_at(&path))?.flatten().is_none() {
+        return Ok(None);
+    }
+    let opened = match NetNs::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+        opened => unless_gone(opened)?,
+    };
+    let Some(opened) = opened else { return Ok(None) };
+    let (file, cookie) = opened.identity_and_cookie()?;
+    Ok(Some(NamespaceIdentity { inode: file.inode, changed: Some(file.changed), cookie }))
+}
+
+/// Whether another namespace than this one is at a path, or none.
+fn is_other_namespace(sysfs: &Sysfs, path: &Path, then: &NamespaceIdentity) -> io::Result<bool> {
+    let NamespaceIdentity { inode, changed, cookie } = *then;
+    if sysfs.is_live() {
+        // To ask for a cookie takes a thread.
+        match unless_gone(namespace_at(&below(sysfs, path)))?.flatten() {
+            None => return Ok(true),
+            Some(now) if now.inode != inode => return Ok(true),
+            Some(now) if Some(now.changed) == changed || cookie.is_none() => return Ok(false),
+            Some(_) => {}
+        }
+    }
+    let Some(now) = namespace(sysfs, path)? else { return Ok(true) };
+    let is_other_cookie = cookie.zip(now.cookie).is_some_and(|(then, now)| then != now);
+    Ok(now.inode != inode || is_other_cookie)
 }
 
 /// Whether what a lease was to last for is gone; not as long as that cannot be asked. What a path leads to may hang.
 pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
+    // No process and no namespace outlives a boot, whatever has its number after that.
+    let is_of_this_boot =
+        |then: &Option<String>| then.as_ref().is_none_or(|then| sysfs.boot_id().is_none_or(|now| now == *then));
     match until {
-        Until::Process { pid, start_time: started } => start_time(sysfs, *pid).is_ok_and(|now| now != Some(*started)),
-        Until::Namespace { path, inode } => namespace_inode(sysfs, path).is_ok_and(|now| now != Some(*inode)),
+        Until::Process { pid, start_time: started, boot } => {
+            !is_of_this_boot(boot) || start_time(sysfs, *pid).is_ok_and(|now| now != Some(*started))
+        }
+        Until::Namespace { path, identity, boot } => {
+            // Names of namespaces are below a mount of its own, which a manager in a container may lack.
+            let is_mounted = || path.parent().is_none_or(|folder| below(sysfs, folder).is_dir());
+            !is_of_this_boot(boot) || (is_other_namespace(sysfs, path, identity).unwrap_or(false) && is_mounted())
+        }
         // A control group may be left behind empty; one that was never populated is not there yet.
         Until::Cgroup { path } => match unless_gone(cgroup_events(sysfs, path)) {
             Ok(Some(events)) => events.lines().any(|line| line == "populated 0"),

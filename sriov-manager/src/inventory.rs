@@ -178,7 +178,7 @@ fn address(text: &str) -> Option<PciAddress> {
 
 impl PhysicalFunction {
     fn read(sysfs: &Sysfs, address: PciAddress, total_vfs: u32) -> io::Result<Self> {
-        let function = Function::read(sysfs, address);
+        let function = Function::read(sysfs, address)?;
         Ok(Self {
             address,
             total_vfs,
@@ -218,11 +218,11 @@ impl VirtualFunction {
             pf,
             index,
             function: match before {
-                Some(before) => before.function.read_again(sysfs, address),
-                None => Function::read(sysfs, address),
+                Some(before) => before.function.read_again(sysfs, address)?,
+                None => Function::read(sysfs, address)?,
             },
             group_with: sysfs.group_members(address)?.into_iter().filter(|member| *member != address).collect(),
-            vfio_device: sysfs.vfio_device(address),
+            vfio_device: sysfs.vfio_device(address)?,
             instance,
         }))
     }
@@ -239,48 +239,41 @@ impl Function {
         self.netdevs.iter().chain(&self.altnames).any(|other| other == name)
     }
 
-    fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
-        let netdevs = sysfs.netdevs(address);
-        Self {
+    fn read(sysfs: &Sysfs, address: PciAddress) -> io::Result<Self> {
+        let constant = Self {
             vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
             device: sysfs.hex(address, "device").unwrap_or_default(),
             class: sysfs.hex(address, "class").unwrap_or_default(),
-            driver: sysfs.driver(address),
-            iommu_group: sysfs.iommu_group(address),
             // -1 on machines that do not say.
             numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
-            link_type: netdevs.first().and_then(|netdev| sysfs.link_type(address, netdev)),
-            mac: netdevs.first().and_then(|netdev| sysfs.mac(address, netdev)),
-            mtu: netdevs.first().and_then(|netdev| sysfs.mtu(address, netdev)),
-            netdevs,
-            // Sysfs does not show them.
-            altnames: Vec::new(),
             acpi_index: sysfs.number(address, "acpi_index"),
-            rdma: sysfs.rdma(address),
-        }
+            ..Self::default()
+        };
+        constant.read_again(sysfs, address)
     }
 
     /// What may change of a function that is the same one.
-    fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> Self {
+    fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> io::Result<Self> {
         let Self { vendor, device, class, numa, acpi_index, .. } = *self;
-        let (driver, netdevs) = (sysfs.driver(address), sysfs.netdevs(address));
+        let (driver, netdevs) = (sysfs.read_driver(address)?, sysfs.read_netdevs(address)?);
         let netdev = netdevs.first();
-        Self {
+        Ok(Self {
             vendor,
             device,
             class,
             driver,
             // VFIO makes one for a function without an IOMMU when it is bound.
-            iommu_group: sysfs.iommu_group(address),
+            iommu_group: sysfs.read_iommu_group(address)?,
             numa,
             link_type: netdev.and_then(|netdev| sysfs.link_type(address, netdev)),
             mac: netdev.and_then(|netdev| sysfs.mac(address, netdev)),
             mtu: netdev.and_then(|netdev| sysfs.mtu(address, netdev)),
             netdevs,
+            // Sysfs does not show them.
             altnames: Vec::new(),
             acpi_index,
-            rdma: sysfs.rdma(address),
-        }
+            rdma: sysfs.rdma(address)?,
+        })
     }
 }
 

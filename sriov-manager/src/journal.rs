@@ -3,11 +3,14 @@
 //! The file is a list of facts, one JSON text a line, each about one VF or one PF; a later fact about the same
 //! one replaces the earlier. A line counts when it ends: what a kill cut short was not acted on. At the start,
 //! and when the file has grown, it is written anew with what is still true, beside the old one, and renamed.
+//!
+//! Behind the last line is room for the next ones, of zeros that are on the disk: a line that takes their place is there after one
+//! flush. To make a file longer takes the file system a record of its own, which costs more than that.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -17,7 +20,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::address::PciAddress;
-use crate::lease::{Claim, Cordon, Lease, PolicyDocument, Resize};
+use crate::lease::{Claim, Cordon, Lease, MadeByHand, PolicyDocument, Resize};
 
 /// The journal of a state directory, locked against a second writer. What it says is [`Facts`], which whoever writes keeps:
 /// the disk may be slow, and what is true is asked for meanwhile.
@@ -30,6 +33,8 @@ pub struct Journal {
     lines: usize,
     /// Their length.
     bytes: usize,
+    /// The length of the file, with the zeros behind them.
+    room: usize,
     /// Lines from which on it is written anew.
     rewrite_at: usize,
     /// The length from which on it is.
@@ -46,6 +51,8 @@ pub struct Facts {
     pub leases: BTreeMap<PciAddress, Lease>,
     /// Changes of the number of VFs that are under way, by PF.
     pub resizes: BTreeMap<PciAddress, Resize>,
+    /// Numbers of VFs that somebody made, whatever the policies say, by PF.
+    pub by_hand: BTreeMap<PciAddress, MadeByHand>,
     /// VFs that only their owners' clients may have, by the name of the owner.
     pub claims: BTreeMap<String, Claim>,
     /// PFs of which no VF is lent to anybody new.
@@ -78,6 +85,9 @@ pub enum Record {
         from: Vec<PciAddress>,
         /// The leases, with the addresses where they are.
         leases: Vec<Lease>,
+        /// All cordons, which go with the cards as well; none: they are as they were.
+        #[serde(default)]
+        cordons: Option<BTreeMap<PciAddress, Cordon>>,
     },
     /// The number of VFs is being changed; none: it was.
     Resize {
@@ -85,6 +95,13 @@ pub enum Record {
         pf: PciAddress,
         /// How.
         resize: Option<Resize>,
+    },
+    /// Somebody made the number of VFs of a PF; none: it is the policies' affair.
+    ByHand {
+        /// The PF.
+        pf: PciAddress,
+        /// When, and instead of what.
+        made: Option<MadeByHand>,
     },
     /// VFs have an owner; none: they have that owner no more.
     Claim {
@@ -124,12 +141,15 @@ impl Facts {
             Record::Lease { vf, lease: Some(lease) } => drop(self.leases.insert(vf, *lease)),
             Record::Lease { vf, lease: None } => drop(self.leases.remove(&vf)),
             Record::Leases { leases } => self.leases.extend(leases.into_iter().map(|lease| (lease.vf, lease))),
-            Record::Moved { from, leases } => {
+            Record::Moved { from, leases, cordons } => {
                 self.leases.retain(|vf, _| !from.contains(vf));
                 self.leases.extend(leases.into_iter().map(|lease| (lease.vf, lease)));
+                self.cordons = cordons.unwrap_or_else(|| std::mem::take(&mut self.cordons));
             }
             Record::Resize { pf, resize: Some(resize) } => drop(self.resizes.insert(pf, resize)),
             Record::Resize { pf, resize: None } => drop(self.resizes.remove(&pf)),
+            Record::ByHand { pf, made: Some(made) } => drop(self.by_hand.insert(pf, made)),
+            Record::ByHand { pf, made: None } => drop(self.by_hand.remove(&pf)),
             Record::Claim { owner, claim: Some(claim) } => drop(self.claims.insert(owner, claim)),
             Record::Claim { owner, claim: None } => drop(self.claims.remove(&owner)),
             Record::Cordon { pf, cordon: Some(cordon) } => drop(self.cordons.insert(pf, cordon)),
@@ -143,11 +163,12 @@ impl Facts {
         let boot = Record::Boot { id: self.boot.clone() };
         let leases = self.leases.iter().map(|(&vf, lease)| Record::Lease { vf, lease: Some(Box::new(lease.clone())) });
         let resizes = self.resizes.iter().map(|(&pf, resize)| Record::Resize { pf, resize: Some(resize.clone()) });
+        let by_hand = self.by_hand.iter().map(|(&pf, made)| Record::ByHand { pf, made: Some(made.clone()) });
         let claims = self.claims.iter();
         let claims = claims.map(|(owner, claim)| Record::Claim { owner: owner.clone(), claim: Some(claim.clone()) });
         let cordons = self.cordons.iter().map(|(&pf, cordon)| Record::Cordon { pf, cordon: Some(cordon.clone()) });
         let policies = self.policies.iter().map(|document| Record::Policies { document: document.clone() });
-        [boot].into_iter().chain(leases).chain(resizes).chain(claims).chain(cordons).chain(policies)
+        [boot].into_iter().chain(leases).chain(resizes).chain(by_hand).chain(claims).chain(cordons).chain(policies)
     }
 }
 
@@ -155,11 +176,7 @@ impl Journal {
     /// Locks a state directory, which is made if it is not there, and reads what it remembers.
     pub fn open(directory: &Path) -> Result<(Self, Facts), JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
-        if let Some(parent) = directory.parent() {
-            fs::create_dir_all(parent).map_err(|error| failed("make", error))?;
-        }
-        // One that is there is somebody's, who says what it is like.
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed("make", error))?;
+        make_directory(directory, |folder| File::open(folder)?.sync_all()).map_err(|error| failed("make", error))?;
         let lock = directory.join("lock");
         // A disk that is full or only read has it from an earlier start.
         let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&lock);
@@ -178,6 +195,7 @@ impl Journal {
             file: None,
             lines: 0,
             bytes: 0,
+            room: 0,
             rewrite_at: 0,
             rewrite_at_bytes: 0,
             _lock: lock,
@@ -207,18 +225,23 @@ impl Journal {
         #[cfg(feature = "fake")]
         self.disk.before_record()?;
         let is_long = self.lines >= self.rewrite_at || self.bytes >= self.rewrite_at_bytes;
-        let Some(file) = self.file.as_mut().filter(|_| !is_long) else {
+        let Some(file) = self.file.as_ref().filter(|_| !is_long) else {
             return self.rewrite(&facts_with());
         };
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        if let Err(error) = file.write_all(&line).and_then(|()| file.sync_data()) {
+        let end = self.bytes + line.len();
+        if end > self.room {
+            line.resize(line.len() + ROOM, 0);
+        }
+        if let Err(error) = file.write_all_at(&line, self.bytes as u64).and_then(|()| file.sync_data()) {
             // Half a line may be there.
             self.file = None;
             return Err(error);
         }
         self.lines += 1;
-        self.bytes += line.len();
+        self.room = self.room.max(self.bytes + line.len());
+        self.bytes = end;
         Ok(())
     }
 
@@ -235,6 +258,8 @@ impl Journal {
             text.push(b'\n');
             lines += 1;
         }
+        let bytes = text.len();
+        text.resize(bytes + ROOM, 0);
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&beside, &self.path)?;
@@ -245,8 +270,8 @@ impl Journal {
         self.file = Some(file);
         self.lines = lines;
         self.rewrite_at = REWRITE_AT.max(2 * lines);
-        self.bytes = text.len();
-        self.rewrite_at_bytes = REWRITE_AT_BYTES.max(2 * text.len());
+        (self.bytes, self.room) = (bytes, text.len());
+        self.rewrite_at_bytes = REWRITE_AT_BYTES.max(2 * bytes);
         Ok(())
     }
 }
@@ -282,6 +307,22 @@ impl FakeDisk {
     }
 }
 
+/// Makes a directory that only its owner may use, and those above it, each of which lasts when this returns: an entry does only when the
+/// directory that has it does. One that is there is somebody's, who says what it is like.
+fn make_directory(directory: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let missing: Vec<_> = directory.ancestors().take_while(|folder| !folder.exists()).collect();
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // From above, as they were made.
+    missing
+        .iter()
+        .rev()
+        .filter_map(|folder| folder.parent())
+        .try_for_each(|above| sync(if above.as_os_str().is_empty() { Path::new(".") } else { above }))
+}
+
 fn read(path: &Path) -> Result<Facts, JournalError> {
     let failed = |source| JournalError::Failed { tried: "read", path: path.to_owned(), source };
     let bytes = match fs::read(path) {
@@ -292,7 +333,10 @@ fn read(path: &Path) -> Result<Facts, JournalError> {
     let mut facts = Facts::default();
     // What is behind the last line end was cut short.
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
-    for (index, line) in whole.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+    let mut lines: Vec<_> = whole.split(|&byte| byte == b'\n').enumerate().collect();
+    // Its end may have come to the disk without what is before it.
+    lines.pop_if(|(_, line)| line.contains(&0));
+    for (index, line) in lines.into_iter().filter(|(_, line)| !line.is_empty()) {
         let record = understand(line).map_err(|error| JournalError::Damaged {
             path: path.to_owned(),
             line: index + 1,
@@ -357,6 +401,8 @@ pub enum JournalError {
     },
 }
 
+/// So many zeros are written at once behind the last line: room for some forty.
+const ROOM: usize = 32 << 10;
 /// Lines from which on the file is written anew when most of them are no longer true.
 const REWRITE_AT: usize = 1000;
 /// And at this length, if no fact is longer: leases may have long names and paths.
@@ -368,6 +414,7 @@ mod tests {
     use crate::address::Driver;
     use crate::attributes::Attributes;
     use crate::lease::{Stage, Wanted};
+    use crate::policy::NumVfs;
 
     /// A journal with its facts, as its owner keeps them.
     struct Kept {
@@ -404,6 +451,13 @@ mod tests {
         }
     }
 
+    /// A journal without the room behind its lines.
+    fn lines_of(path: &Path) -> Vec<u8> {
+        let mut bytes = fs::read(path).unwrap();
+        bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        bytes
+    }
+
     const PF: PciAddress = PciAddress::new(0, 1, 0, 0);
 
     #[test]
@@ -412,9 +466,11 @@ mod tests {
         let mut kept = Kept::open(directory.path());
         kept.record(&resize(4)).unwrap();
         kept.record(&resize(7)).unwrap();
+        let made = MadeByHand { boot: "x".into(), wanted: NumVfs::Exactly(4) };
+        kept.record(&Record::ByHand { pf: PF, made: Some(made) }).unwrap();
         let claim = Claim { uid: 7, pools: ["fast".into()].into(), vfs: [PF].into(), since: 1 };
         kept.record(&Record::Claim { owner: "plugin".into(), claim: Some(claim) }).unwrap();
-        let cordon = Cordon { uid: 0, why: "firmware".into() };
+        let cordon = Cordon { uid: 0, why: "firmware".into(), card: None };
         kept.record(&Record::Cordon { pf: PF, cordon: Some(cordon) }).unwrap();
         kept.record(&Record::Policies { document: PolicyDocument { generation: 3, text: "pools: []".into() } })
             .unwrap();
@@ -432,12 +488,52 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         Kept::open(directory.path()).record(&resize(4)).unwrap();
         let path = directory.path().join("journal");
-        let whole = fs::read(&path).unwrap();
+        let whole = lines_of(&path);
         let line = serde_json::to_vec(&Record::Resize { pf: PF, resize: None }).unwrap();
         for cut in 0..=line.len() {
-            fs::write(&path, [&whole[..], &line[..cut]].concat()).unwrap();
-            assert_eq!(Kept::open(directory.path()).facts.resizes.len(), 1, "cut at {cut}");
+            for room in [0, ROOM] {
+                fs::write(&path, [&whole[..], &line[..cut], &vec![0; room]].concat()).unwrap();
+                assert_eq!(Kept::open(directory.path()).facts.resizes.len(), 1, "cut at {cut}");
+            }
         }
+    }
+
+    #[test]
+    fn a_line_of_which_a_power_cut_left_only_the_end_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        Kept::open(directory.path()).record(&resize(4)).unwrap();
+        let path = directory.path().join("journal");
+        let whole = lines_of(&path);
+        let mut line = serde_json::to_vec(&Record::Resize { pf: PF, resize: None }).unwrap();
+        line.push(b'\n');
+        for lost in 1..line.len() {
+            let mut torn = line.clone();
+            torn[..lost].fill(0);
+            fs::write(&path, [&whole[..], &torn, &vec![0; ROOM]].concat()).unwrap();
+            assert_eq!(Kept::open(directory.path()).facts.resizes.len(), 1, "the first {lost} bytes are lost");
+        }
+        // Zeros in the middle are no power cut: each line was on the disk before the next.
+        fs::write(&path, [&whole[..], b"\0\n", &line].concat()).unwrap();
+        Journal::open(directory.path()).unwrap_err();
+    }
+
+    #[test]
+    fn lines_take_the_room_that_is_there_and_make_more_when_it_is_used_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = Kept::open(directory.path());
+        let path = directory.path().join("journal");
+        let length = || fs::metadata(&path).unwrap().len() as usize;
+        let mut lengths = BTreeMap::<usize, usize>::new();
+        for to in 0..900 {
+            kept.record(&resize(to)).unwrap();
+            *lengths.entry(length()).or_default() += 1;
+        }
+        let written = lines_of(&path).len();
+        assert!(lengths.len() <= written / ROOM + 2, "{lengths:?} for {written} bytes");
+        assert!(length() > written && length() <= written + ROOM, "{} for {written} bytes", length());
+        let facts = kept.facts.clone();
+        drop(kept);
+        assert_eq!(Kept::open(directory.path()).facts, facts);
     }
 
     #[test]
@@ -485,6 +581,22 @@ mod tests {
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         drop(first);
         Journal::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_made_lasts_with_those_above_it() {
+        let root = tempfile::tempdir().unwrap();
+        let synced = std::cell::RefCell::new(Vec::new());
+        let make = || {
+            make_directory(&root.path().join("a/b/state"), |folder| {
+                synced.borrow_mut().push(folder.to_owned());
+                Ok(())
+            })
+        };
+        make().unwrap();
+        assert_eq!(synced.take(), [root.path().to_owned(), root.path().join("a"), root.path().join("a/b")]);
+        make().unwrap();
+        assert!(synced.take().is_empty(), "it is there");
     }
 
     #[test]
@@ -551,6 +663,6 @@ mod tests {
             kept.record(&Record::Resize { pf, resize: Some(long) }).unwrap();
         }
         let length = fs::metadata(directory.path().join("journal")).unwrap().len();
-        assert!(length < REWRITE_AT_BYTES as u64 + 20_000, "{length}");
+        assert!(length < (REWRITE_AT_BYTES + ROOM) as u64 + 20_000, "{length}");
     }
 }

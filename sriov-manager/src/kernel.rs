@@ -30,7 +30,7 @@ mod namespaces;
 mod vf_info;
 mod xdp_sockets;
 
-use namespaces::{NamespaceFile, find_elsewhere};
+use namespaces::{NamespaceFile, find_elsewhere, look_elsewhere};
 
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
 pub trait Kernel: Send + Sync {
@@ -44,6 +44,8 @@ pub trait Kernel: Send + Sync {
     fn set_mtu(&self, interface: Interface, mtu: u32) -> Result<(), NetlinkError>;
     /// The interface of a VF in another network namespace than ours.
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError>;
+    /// Interfaces of PCI functions in network namespaces that a process is in, or that have a name, but for ours: all at once.
+    fn foreign_netdevs(&self) -> Result<BTreeMap<PciAddress, ForeignNetdev>, NetlinkError>;
     /// Other names of the interfaces in our namespace, by their own names.
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError>;
     /// What the host does with an interface, in words: addresses, routes, XDP programs.
@@ -147,9 +149,23 @@ impl Kernel for LiveKernel {
         })
     }
 
+    fn foreign_netdevs(&self) -> Result<BTreeMap<PciAddress, ForeignNetdev>, NetlinkError> {
+        let mut found = BTreeMap::new();
+        look_elsewhere(|namespace, NamespaceFile { path, pid, .. }| {
+            let links = namespace.run(links)??;
+            found.extend(
+                links
+                    .iter()
+                    .filter_map(device_of)
+                    .map(|(device, netdev)| (device, ForeignNetdev { netdev, namespace: path.clone(), pid: *pid })),
+            );
+            Ok(())
+        });
+        Ok(found)
+    }
+
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
-        let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(links.iter().filter_map(altnames_of).collect())
+        Ok(links()?.iter().filter_map(altnames_of).collect())
     }
 
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError> {
@@ -194,11 +210,16 @@ impl Kernel for LiveKernel {
 
 /// The interface of a VF, if it is in the namespace of this thread.
 fn find_netdev(vf: PciAddress) -> Result<Option<String>, NetlinkError> {
-    let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let links = links()?;
     let named = links.iter().find_map(|link| of_device(link, vf));
     // Kernels before 5.14 do not name the device of a link; its driver does.
     let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
     Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
+}
+
+/// Those in the namespace of this thread.
+fn links() -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
 }
 
 fn numbered(interface: Interface) -> LinkMessage {
@@ -287,13 +308,21 @@ fn altnames_of(link: &RouteNetlinkMessage) -> Option<(String, Vec<String>)> {
 
 /// The name of a link whose device is that PCI function.
 fn of_device(link: &RouteNetlinkMessage, vf: PciAddress) -> Option<String> {
+    device_of(link).filter(|(device, _)| *device == vf).map(|(_, name)| name)
+}
+
+/// The PCI function that is the device of a link, and the name of the link.
+fn device_of(link: &RouteNetlinkMessage) -> Option<(PciAddress, String)> {
     let RouteNetlinkMessage::NewLink(link) = link else { return None };
-    let parent = LinkAttribute::ParentDevName(vf.to_string());
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    link.attributes.contains(&parent).then_some(name).flatten()
+    let (mut device, mut name) = (None, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(own) => name = Some(own.clone()),
+            LinkAttribute::ParentDevName(parent) => device = parent.parse().ok(),
+            _ => {}
+        }
+    }
+    device.zip(name)
 }
 
 /// The name of a link of a device that the kernel does not name. Those without a device have a kind, or are the loopback.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Attributes, Mac, VfState};
 use crate::inventory::VirtualFunction;
 use crate::plan::Binding;
+use crate::policy::NumVfs;
 
 /// A VF that is lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,19 +115,39 @@ pub enum Until {
         pid: u32,
         /// When it was started, in the kernel's ticks since the boot: a number may be another process's later.
         start_time: u64,
+        /// That boot; none: it was named before leases knew.
+        #[serde(default)]
+        boot: Option<String>,
     },
     /// A network namespace.
     Namespace {
         /// A file of it, such as `/run/netns/pod`.
         path: PathBuf,
-        /// The number of the namespace: another one may get the file's name.
-        inode: u64,
+        /// Which one it is: another one may get the file's name.
+        #[serde(flatten)]
+        identity: NamespaceIdentity,
+        /// The boot during which it is; none: it was named before leases knew.
+        #[serde(default)]
+        boot: Option<String>,
     },
     /// A control group. One without processes is as good as gone.
     Cgroup {
         /// Its directory.
         path: PathBuf,
     },
+}
+
+/// What tells a network namespace from those that come after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceIdentity {
+    /// Its number. The kernel gives it to the next namespace when this one has ended.
+    pub inode: u64,
+    /// When its file was made: the same file is the same namespace.
+    #[serde(default)]
+    pub changed: Option<Duration>,
+    /// What no other one of this boot has; none: Linux before 5.14, or it was named before leases knew.
+    #[serde(default)]
+    pub cookie: Option<u64>,
 }
 
 /// What a lease asks of its VF.
@@ -226,6 +248,9 @@ pub struct Cordon {
     pub uid: u32,
     /// Why, in words for people.
     pub why: String,
+    /// The address that the PF was made with, if it told: the cordon is of that card, wherever it is.
+    #[serde(default)]
+    pub card: Option<Mac>,
 }
 
 /// Policies as they were given over the API.
@@ -254,4 +279,13 @@ pub struct Resize {
     /// Whether somebody wants it, whatever the policies say.
     #[serde(default)]
     pub by_hand: bool,
+}
+
+/// A number of VFs that somebody made, whatever the policies say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeByHand {
+    /// The boot during which it was made: its VFs do not outlive it.
+    pub boot: String,
+    /// What the policies wanted: if they say something else, that counts.
+    pub wanted: NumVfs,
 }

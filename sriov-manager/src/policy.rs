@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix::unistd::{Group, User};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::address::{Driver, PciAddress};
@@ -64,7 +65,8 @@ impl Source {
 }
 
 /// How many VFs a PF is to have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NumVfs {
     /// So many.
     Exactly(u32),

@@ -59,6 +59,12 @@ impl Sysfs {
         self.root.join(below)
     }
 
+    /// Which boot this is; none: the kernel does not tell.
+    pub fn boot_id(&self) -> Option<String> {
+        let text = fs::read_to_string(self.path("proc/sys/kernel/random/boot_id")).ok()?;
+        Some(text.trim().to_owned()).filter(|boot| !boot.is_empty())
+    }
+
     /// A file of a device.
     pub fn file(&self, address: PciAddress, name: &str) -> PathBuf {
         self.device_directory(address).join(name)
@@ -103,14 +109,24 @@ impl Sysfs {
         u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()
     }
 
-    /// The driver that the function is bound to.
+    /// [`Sysfs::read_driver`], where what cannot be asked has none.
     pub fn driver(&self, address: PciAddress) -> Option<String> {
-        link_name(&self.file(address, "driver"))
+        self.read_driver(address).ok().flatten()
+    }
+
+    /// The driver that the function is bound to.
+    pub fn read_driver(&self, address: PciAddress) -> io::Result<Option<String>> {
+        read_link_name(&self.file(address, "driver"))
+    }
+
+    /// [`Sysfs::read_iommu_group`], where what cannot be asked has none.
+    pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
+        self.read_iommu_group(address).ok().flatten()
     }
 
     /// The number of the IOMMU group; none: no IOMMU.
-    pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
-        link_name(&self.file(address, "iommu_group"))?.parse().ok()
+    pub fn read_iommu_group(&self, address: PciAddress) -> io::Result<Option<u32>> {
+        Ok(read_link_name(&self.file(address, "iommu_group"))?.and_then(|group| group.parse().ok()))
     }
 
     /// Every function in the IOMMU group of a function, itself included.
@@ -133,11 +149,13 @@ impl Sysfs {
     /// The VFs of a PF by their numbers, in the order of the numbers: `virtfn10` comes after `virtfn9`.
     pub fn read_virtfns(&self, pf: PciAddress) -> io::Result<BTreeMap<u32, PciAddress>> {
         let entries = unless_gone(names(&self.device_directory(pf)))?.unwrap_or_default();
-        let vf = |name: &String| {
-            let index = name.strip_prefix("virtfn")?.parse().ok()?;
-            Some((index, link_name(&self.file(pf, name))?.parse().ok()?))
-        };
-        Ok(entries.iter().filter_map(vf).collect())
+        let mut vfs = BTreeMap::new();
+        for name in entries {
+            let Some(index) = name.strip_prefix("virtfn").and_then(|index| index.parse().ok()) else { continue };
+            let vf = read_link_name(&self.file(pf, &name))?.and_then(|vf| vf.parse::<PciAddress>().ok());
+            vfs.extend(vf.map(|vf| (index, vf)));
+        }
+        Ok(vfs)
     }
 
     /// The PF of a VF; none: it is no VF.
@@ -232,20 +250,28 @@ impl Sysfs {
 
     /// The nodes of a function that is driven by UIO, below `/dev`.
     pub fn uio_devices(&self, address: PciAddress) -> io::Result<Vec<String>> {
-        Ok(unless_gone(names(&self.file(address, "uio")))?.unwrap_or_default())
+        self.names_in(address, "uio")
     }
 
     /// The nodes of devices of vDPA that a function has, below `/dev`.
-    pub fn vdpa_nodes(&self, address: PciAddress) -> Vec<String> {
-        let below = |folder: &str| names(&self.file(address, folder)).unwrap_or_default();
-        let devices = below("").into_iter().filter(|name| name.starts_with("vdpa"));
-        devices.flat_map(|device| below(&device)).filter(|name| name.starts_with("vhost-vdpa-")).collect()
+    pub fn vdpa_nodes(&self, address: PciAddress) -> io::Result<Vec<String>> {
+        let mut nodes = Vec::new();
+        for device in self.names_in(address, "")?.into_iter().filter(|name| name.starts_with("vdpa")) {
+            nodes.extend(self.names_in(address, &device)?.into_iter().filter(|name| name.starts_with("vhost-vdpa-")));
+        }
+        Ok(nodes)
     }
 
     /// `vfioN` of a function that has a node of its own, `/dev/vfio/devices/vfioN`: not every kernel makes one.
-    pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
-        let directory = self.file(address, "vfio-dev");
-        names(&directory).ok()?.pop().filter(|name| directory.join(name).join("dev").exists())
+    pub fn vfio_device(&self, address: PciAddress) -> io::Result<Option<String>> {
+        let Some(name) = self.names_in(address, "vfio-dev")?.pop() else { return Ok(None) };
+        let node = self.file(address, "vfio-dev").join(&name).join("dev");
+        Ok(unless_gone(fs::metadata(node))?.map(|_| name))
+    }
+
+    /// What is in a folder of a function; nothing: it is not there.
+    fn names_in(&self, address: PciAddress, folder: &str) -> io::Result<Vec<String>> {
+        Ok(unless_gone(names(&self.file(address, folder)))?.unwrap_or_default())
     }
 
     /// The type of link of a network interface of a function: `ARPHRD_*` of linux/if_arp.h.
@@ -254,14 +280,14 @@ impl Sysfs {
     }
 
     /// The devices of RDMA of a function, and their nodes. A function has one as a rule, and all nodes are its.
-    pub fn rdma(&self, address: PciAddress) -> Vec<RdmaDevice> {
-        let mut devices = names(&self.file(address, "infiniband")).unwrap_or_default();
+    pub fn rdma(&self, address: PciAddress) -> io::Result<Vec<RdmaDevice>> {
+        let mut devices = self.names_in(address, "infiniband")?;
         if devices.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         devices.sort_unstable();
-        let below = |class: &str| names(&self.file(address, class)).unwrap_or_default();
-        let mut nodes: Vec<_> = ["infiniband_verbs", "infiniband_mad"].into_iter().flat_map(below).collect();
+        let mut nodes = self.names_in(address, "infiniband_verbs")?;
+        nodes.extend(self.names_in(address, "infiniband_mad")?);
         nodes.sort_unstable();
         let nodes: Vec<_> = nodes.iter().map(|node| format!("/dev/infiniband/{node}")).collect();
         let device = |name: String| {
@@ -270,7 +296,7 @@ impl Sysfs {
             let guid = guid.and_then(|text| u64::from_str_radix(&text.replace(':', ""), 16).ok()).map(Guid);
             RdmaDevice { name, nodes: nodes.clone(), guid }
         };
-        devices.into_iter().map(device).collect()
+        Ok(devices.into_iter().map(device).collect())
     }
 
     /// Interfaces of a PF's switch, by the numbers of the VFs at their other ends.
@@ -357,7 +383,13 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
 
 /// The last part of what a link leads to. The target need not be there: it may be gone this very moment.
 pub(crate) fn link_name(link: &Path) -> Option<String> {
-    fs::read_link(link).ok()?.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)
+    read_link_name(link).ok().flatten()
+}
+
+/// The last part of where a link leads; none: it is not there.
+fn read_link_name(link: &Path) -> io::Result<Option<String>> {
+    let target = unless_gone(fs::read_link(link))?;
+    Ok(target.and_then(|target| target.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)))
 }
 
 /// So often it is looked for an interface that is renamed meanwhile.

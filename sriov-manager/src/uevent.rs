@@ -1,5 +1,6 @@
-//! The kernel's own news: kobject uevents, of which those about devices of ours start a new look at the tree.
+//! The kernel's own news: kobject uevents, of which those about devices of ours start a new look at these, or at the tree.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -8,6 +9,30 @@ use netlink_sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::address::PciAddress;
+
+/// What happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Functions that got another driver, interface or node.
+    pub functions: BTreeSet<PciAddress>,
+    /// Something else that is to be looked for everywhere.
+    pub is_more: bool,
+}
+
+impl News {
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        self.functions.is_empty() && !self.is_more
+    }
+
+    /// Both.
+    pub fn extend(&mut self, other: Self) {
+        self.functions.extend(other.functions);
+        self.is_more |= other.is_more;
+    }
+}
 
 /// A socket that hears uevents.
 pub struct Uevents {
@@ -26,10 +51,11 @@ impl Uevents {
     }
 
     /// Waits until something happened to a device of ours and has been quiet for a moment, or until `timeout` has
-    /// passed. True: something happened.
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+    /// passed.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<News> {
         let deadline = Instant::now() + timeout;
         let mut first: Option<Instant> = None;
+        let mut news = News::default();
         loop {
             let now = Instant::now();
             let until = match first {
@@ -38,9 +64,10 @@ impl Uevents {
                 None => deadline,
             };
             if now >= until || !self.readable(until - now)? {
-                return Ok(first.is_some());
+                return Ok(news);
             }
-            if self.drain()? {
+            news.extend(self.drain()?);
+            if !news.is_empty() {
                 first.get_or_insert(now);
             }
         }
@@ -56,16 +83,16 @@ impl Uevents {
         }
     }
 
-    /// Reads what is there. True: some of it is about a device of ours.
-    fn drain(&mut self) -> io::Result<bool> {
-        let mut ours = false;
+    /// Reads what is there.
+    fn drain(&mut self) -> io::Result<News> {
+        let mut news = News::default();
         loop {
             self.received.clear();
             match self.socket.recv(&mut self.received, 0) {
-                Ok(_) => ours |= is_ours(&self.received),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ours),
+                Ok(_) => note(&mut news, &self.received),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(news),
                 // Some were lost, and nobody knows which.
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => ours = true,
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => news.is_more = true,
                 Err(error) => return Err(error),
             }
         }
@@ -73,10 +100,24 @@ impl Uevents {
 }
 
 /// `add@/devices/...`, then `KEY=value` texts, each with a NUL behind it (lib/kobject_uevent.c).
-fn is_ours(message: &[u8]) -> bool {
-    let subsystem = message.split(|&byte| byte == 0).find_map(|text| text.strip_prefix(b"SUBSYSTEM="));
-    // A driver that is loaded makes VFs available.
-    matches!(subsystem, Some(b"pci" | b"net" | b"vfio" | b"vfio-dev" | b"iommu" | b"module" | b"drivers"))
+fn note(news: &mut News, message: &[u8]) {
+    let mut texts = message.split(|&byte| byte == 0);
+    let (what, path) = texts.next().and_then(|head| str::from_utf8(head).ok()?.split_once('@')).unwrap_or_default();
+    let subsystem = texts.find_map(|text| text.strip_prefix(b"SUBSYSTEM="));
+    let function = || path.rsplit('/').find_map(|part| part.parse().ok());
+    let is_there = match subsystem {
+        // The function itself comes or goes.
+        Some(b"pci") => what != "add" && what != "remove",
+        Some(b"net" | b"vfio-dev") => true,
+        // A driver that is loaded makes VFs available.
+        Some(b"iommu" | b"module" | b"drivers") => false,
+        // A group of VFIO comes and goes with the driver of a function, which is told by itself.
+        _ => return,
+    };
+    match function().filter(|_| is_there) {
+        Some(function) => drop(news.functions.insert(function)),
+        None => news.is_more = true,
+    }
 }
 
 /// `nlmsg_multicast_filtered(.., 1, ..)` of lib/kobject_uevent.c.
@@ -90,14 +131,54 @@ const FLOCK_MAX: Duration = Duration::from_millis(200);
 mod tests {
     use super::*;
 
+    fn heard(message: &[u8]) -> News {
+        let mut news = News::default();
+        note(&mut news, message);
+        news
+    }
+
+    #[test]
+    fn what_happens_to_a_function_that_stays_is_news_of_that_function_alone() {
+        let vf = PciAddress::new(0, 2, 0x10, 0);
+        let of_vf = News { functions: [vf].into(), is_more: false };
+        let below = "/devices/pci0000:00/0000:00:03.0/0000:02:10.0";
+        for (message, subsystem) in [
+            (format!("bind@{below}"), "pci"),
+            (format!("unbind@{below}"), "pci"),
+            (format!("add@{below}/net/eth0"), "net"),
+            (format!("remove@{below}/net/eth0"), "net"),
+            (format!("add@{below}/vfio-dev/vfio0"), "vfio-dev"),
+        ] {
+            let text = format!("{message}\0ACTION=x\0SUBSYSTEM={subsystem}\0SEQNUM=7\0");
+            assert_eq!(heard(text.as_bytes()), of_vf, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_comes_or_goes_is_looked_for_everywhere() {
+        let everywhere = News { is_more: true, ..News::default() };
+        for message in [
+            &b"add@/devices/pci0000:00/0000:02:10.0\0SUBSYSTEM=pci\0"[..],
+            b"remove@/devices/pci0000:00/0000:02:10.0\0SUBSYSTEM=pci\0",
+            // A bond, of any of its members.
+            b"add@/devices/virtual/net/bond0\0SUBSYSTEM=net\0INTERFACE=bond0\0",
+            b"add@/bus/pci/drivers/vfio-pci\0SUBSYSTEM=drivers\0",
+            b"add@/module/vfio_pci\0SUBSYSTEM=module\0",
+        ] {
+            assert_eq!(heard(message), everywhere, "{}", String::from_utf8_lossy(message));
+        }
+    }
+
     #[test]
     fn only_devices_of_ours_are_news() {
-        assert!(is_ours(b"bind@/devices/pci0000:00/0000:02:10.0\0ACTION=bind\0SUBSYSTEM=pci\0SEQNUM=7\0"));
-        assert!(is_ours(b"add@/x\0SUBSYSTEM=net\0INTERFACE=eth0\0"));
-        assert!(is_ours(b"add@/bus/pci/drivers/vfio-pci\0SUBSYSTEM=drivers\0"));
-        assert!(!is_ours(b"add@/x\0SUBSYSTEM=block\0"));
-        assert!(!is_ours(b"add@/x\0XSUBSYSTEM=net\0"));
-        assert!(!is_ours(b""));
+        for message in [
+            &b"add@/x\0SUBSYSTEM=block\0"[..],
+            b"add@/x\0XSUBSYSTEM=net\0",
+            b"add@/devices/virtual/vfio/13\0SUBSYSTEM=vfio\0",
+            b"",
+        ] {
+            assert!(heard(message).is_empty(), "{}", String::from_utf8_lossy(message));
+        }
     }
 
     #[test]

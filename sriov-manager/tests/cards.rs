@@ -6,7 +6,7 @@ use std::time::Duration;
 use sriov_manager::attributes::{Attributes, Vlan};
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::Stage;
+use sriov_manager::lease::{Cordon, Stage};
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Place, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
@@ -40,6 +40,8 @@ fn vlan_of(node: &FakeNode, pf: u8) -> u16 {
 fn edit_journal(node: &FakeNode, edit: impl Fn(String) -> String) {
     let journal = node.state().join("journal");
     let text = fs::read_to_string(&journal).expect("the journal is there");
+    // Behind its lines there is room.
+    let text = text.trim_end_matches('\0').to_owned();
     assert!(text.contains(&format!("\"card\":\"{}\"", CARDS[0])), "a lease knows its card: {text}");
     fs::write(&journal, edit(text)).expect("the journal can be written");
 }
@@ -169,4 +171,21 @@ fn of_two_leases_of_one_vf_of_a_card_that_was_moved_one_goes_with_it_and_the_oth
     assert_eq!(leases.len(), 2, "{leases:?}");
     assert!(leases.contains_key(&node.vf(0, 0)), "one has gone with the card");
     assert_eq!(vfs.view().lost.len(), 1);
+}
+
+#[test]
+fn a_cordon_goes_with_its_card() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into(), card: None })).unwrap();
+    // Its card is asked then.
+    vfs.rescan();
+    drop(vfs);
+    edit_journal(&node, |text| text.replace(CARDS[0], CARDS[1]));
+    node.reboot("second");
+    let vfs = node.open();
+    let cordoned = |vfs: &Vfs| vfs.facts().cordons.into_keys().collect::<Vec<_>>();
+    assert_eq!(cordoned(&vfs), [node.pf(1)]);
+    drop(vfs);
+    assert_eq!(cordoned(&node.open()), [node.pf(1)], "it stays there");
 }

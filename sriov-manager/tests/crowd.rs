@@ -1,13 +1,19 @@
 //! Many clients, slow disks and kernels that hang: nobody is kept waiting by another.
 
 use std::error::Error;
+use std::future::poll_fn;
 use std::io::Write;
 use std::os::unix::net;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use ferrule_daemon::grpc;
+use http_body::Frame;
 use nix::sys::resource::{Resource, getrlimit};
 use sriov_manager::daemon::{Daemon, DaemonOptions, run};
 use sriov_manager::executor::Timeouts;
@@ -19,7 +25,9 @@ use sriov_manager_client::{connect, refusal, v1};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tonic::Code;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::{Code, Status};
 
 mod common;
 
@@ -130,6 +138,57 @@ async fn thousands_of_connections_of_one_user_leave_the_manager_at_work() {
         }
     };
     timeout(SOON, again).await.expect("places are given back");
+    daemon.stop().await;
+}
+
+/// A request of which nobody sends more than the beginning.
+struct HalfSent(Option<Bytes>);
+
+impl http_body::Body for HalfSent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.0.take().map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_ends_his_requests_has_no_more_than_his_share_of_memory() {
+    let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    asking.list(v1::ListRequest::default()).await.unwrap();
+    let path = format!("/{}/Acquire", v1::vfs_server::SERVICE_NAME);
+    // Each may have 64 KiB, and all of a user 128 MiB.
+    let mut halves = Vec::new();
+    for _ in 0..11 {
+        let channel = grpc::connect(&socket).await.unwrap();
+        for _ in 0..200 {
+            let half = Body::new(HalfSent(Some(Bytes::from_static(&[0, 0, 0, 0xff, 0, b'x']))));
+            let request = http::Request::post(&path).header("content-type", "application/grpc").body(half).unwrap();
+            let mut channel = channel.clone();
+            halves.push(tokio::spawn(async move {
+                poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+                channel.call(request).await
+            }));
+        }
+    }
+    let refused = async {
+        loop {
+            match asking.list(v1::ListRequest::default()).await {
+                Err(status) => return status,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let refused = timeout(2 * SOON, refused).await.expect("there is no room for more");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("requests under way that are not whole"), "{refused}");
+    halves.iter().for_each(tokio::task::JoinHandle::abort);
+    let lent = timeout(SOON, asking.acquire(acquire("pod", v1::Driver::VfioPci))).await;
+    lent.expect("room is given back").unwrap();
     daemon.stop().await;
 }
 

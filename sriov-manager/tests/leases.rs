@@ -1,6 +1,7 @@
 //! What a lease keeps through drift, failures, PFs that do not tell, strangers and odd names.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -407,6 +408,102 @@ fn a_start_leaves_an_interface_that_was_lent_to_the_host_with_it() {
     let fault = vfs.facts().leases[&vf].fault.clone().unwrap();
     assert!(fault.contains("10.0.0.7"), "{fault}");
     assert_eq!(node.log().len(), log, "nothing was done: {:?}", node.log());
+}
+
+/// Somebody else than the manager binds a VF.
+fn bind(node: &FakeNode, vf: PciAddress, driver: &str) {
+    node.kernel().write(&node.sysfs().file(vf, "driver_override"), driver).expect("a VF that is there takes it");
+    node.kernel().write(&node.sysfs().probe_file(), &vf.to_string()).expect("a driver that is loaded takes it");
+}
+
+#[test]
+fn what_cannot_be_asked_about_a_vf_is_not_taken_for_no() {
+    for (driver, file) in [
+        ("igbvf", "infiniband"),
+        ("igbvf", "vdpa0"),
+        ("vfio-pci", "vfio-dev"),
+        ("igbvf", "net"),
+        ("vfio-pci", "driver"),
+    ] {
+        let (node, vfs) = node(1, 1);
+        let vf = node.vf(0, 0);
+        bind(&node, vf, driver);
+        vfs.rescan();
+        let file = node.sysfs().file(vf, file);
+        let beside = file.with_file_name("beside");
+        let _ = fs::rename(&file, &beside);
+        if file.ends_with("driver") {
+            // No link can be read of it.
+            fs::write(&file, "").unwrap();
+        } else {
+            symlink(&file, &file).unwrap();
+        }
+        vfs.rescan();
+        let log = node.log().len();
+        let refused = vfs.acquire(&request(vf, Driver::VfioPci, vlan(7))).unwrap_err();
+        assert!(matches!(refused, VfError::Ask { .. }), "{}: {refused}", file.display());
+        assert_eq!((node.log().len(), vfs.view().vfs.len()), (log, 1), "{}", file.display());
+        fs::remove_file(&file).unwrap();
+        let _ = fs::rename(&beside, &file);
+        vfs.acquire(&request(vf, Driver::VfioPci, vlan(7))).unwrap();
+    }
+}
+
+#[test]
+fn a_vf_whose_driver_makes_no_interface_is_not_searched_for() {
+    let (node, vfs) = node(1, 1);
+    let vf = node.vf(0, 0);
+    bind(&node, vf, "igbvf");
+    fs::remove_dir_all(node.sysfs().file(vf, "net")).unwrap();
+    vfs.rescan();
+    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap();
+    assert_eq!(node.searches(), 0);
+}
+
+#[test]
+fn vfs_that_are_somewhere_where_namespaces_come_and_go_leave_another_of_the_pool_to_be_had() {
+    let (node, vfs) = node(1, 6);
+    for index in 0..5 {
+        bind(&node, node.vf(0, index), "igbvf");
+        node.hide_netdev(node.vf(0, index));
+    }
+    vfs.rescan();
+    node.set(Scenario::NamespacesBusy);
+    assert_eq!(vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap().vf, node.vf(0, 5));
+}
+
+#[test]
+fn a_pool_whose_vfs_are_all_in_pods_without_leases_is_searched_for_them_once() {
+    let (node, vfs) = node(1, 6);
+    for index in 0..6 {
+        bind(&node, node.vf(0, index), "igbvf");
+        node.move_netdev(node.vf(0, index), 100 + index, "pod");
+    }
+    vfs.rescan();
+    let refused = vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap_err();
+    assert!(matches!(refused, VfError::NoneFree { .. }) && refused.to_string().contains("process 100"), "{refused}");
+    assert!(node.searches() <= 2, "{}", node.searches());
+    node.return_netdev(node.vf(0, 4));
+    assert_eq!(vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap().vf, node.vf(0, 4));
+}
+
+#[test]
+fn a_node_that_cannot_be_opened_for_want_of_descriptors_may_be_open() {
+    let (node, vfs) = node(1, 1);
+    let vf = node.vf(0, 0);
+    bind(&node, vf, "vfio-pci");
+    vfs.rescan();
+    node.open_vfio_unseen(vf, true);
+    let lend = || vfs.acquire(&request(vf, Driver::Kernel, Attributes::default()));
+    node.set(Scenario::VfioOpenRefused(Errno::EMFILE as i32));
+    let refused = lend().unwrap_err();
+    assert!(matches!(refused, VfError::Ask { .. }), "{refused}");
+    node.heal();
+    assert!(matches!(lend().unwrap_err(), VfError::Unavailable { .. }), "it is");
+    // Who may not open it cannot tell; `/proc` does then.
+    node.open_vfio_unseen(vf, false);
+    node.set(Scenario::VfioOpenRefused(Errno::EACCES as i32));
+    lend().unwrap();
 }
 
 // Ways back that are refused.

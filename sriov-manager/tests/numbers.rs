@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::journal::Record;
+use sriov_manager::journal::{Journal, Record};
 use sriov_manager::kernel::Kernel;
+use sriov_manager::lease::Resize;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Counts, HostVfs, Options};
@@ -178,4 +180,112 @@ fn a_driver_that_has_no_time_is_asked_for_a_number_again() {
     node.heal();
     vfs.rescan();
     assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 4);
+}
+
+#[test]
+fn a_number_that_is_set_by_hand_outlives_the_manager_until_the_policies_say_another_one_or_the_node_is_rebooted() {
+    let node = FakeNode::new(1, 7);
+    let open = |count: u32| Vfs::open(Options { policies: policies(count), ..node.options() }).unwrap();
+    let there = || node.sysfs().virtfns(node.pf(0)).len();
+    let vfs = open(4);
+    assert_eq!(there(), 4);
+    vfs.create(node.pf(0), 2).unwrap();
+    drop(vfs);
+    let vfs = open(4);
+    assert_eq!(there(), 2);
+    vfs.rescan();
+    assert_eq!(there(), 2, "and it stays");
+    drop(vfs);
+    // The policies have the last word, which is remembered as well.
+    drop(open(3));
+    assert_eq!(there(), 3);
+    drop(open(4));
+    assert_eq!(there(), 4);
+    let vfs = open(4);
+    vfs.create(node.pf(0), 1).unwrap();
+    vfs.adopt_policies(policies(4), Counts::All).unwrap();
+    drop(vfs);
+    drop(open(4));
+    assert_eq!(there(), 4, "as after SIGHUP");
+    let vfs = open(4);
+    vfs.create(node.pf(0), 5).unwrap();
+    drop(vfs);
+    node.reboot("second");
+    let vfs = open(4);
+    assert_eq!(there(), 4);
+    vfs.rescan();
+    assert!(vfs.facts().by_hand.is_empty());
+}
+
+#[test]
+fn vfs_that_somebody_made_or_took_right_behind_our_change_stay() {
+    // More than were asked for are not ours.
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    node.set(Scenario::CountOvertaken(5));
+    let refused = vfs.create(node.pf(0), 3).unwrap_err();
+    assert!(refused.to_string().contains("somebody else changed the number meanwhile"), "{refused}");
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 5);
+
+    // Fewer are what a driver made of it, which is undone, unless somebody took one already.
+    for is_taken in [false, true] {
+        let node = Arc::new(FakeNode::new(1, 7));
+        let (taken, beside) = (Arc::new(Mutex::new(None)), Arc::clone(&node));
+        let of_observer = Arc::clone(&taken);
+        let observer: Observer = Arc::new(move |point: &Point<'_>| {
+            if is_taken && matches!(point, Point::After(Step::Count { count: 3, .. })) {
+                let vf = beside.vf(0, 0);
+                beside.kernel().write(&beside.sysfs().file(vf, "driver_override"), "vfio-pci").unwrap();
+                beside.kernel().write(&beside.sysfs().probe_file(), &vf.to_string()).unwrap();
+                *of_observer.lock().unwrap() = Some(beside.open_vfio(vf, 9, "qemu"));
+            }
+        });
+        let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+        node.set(Scenario::CountAtMost(2));
+        vfs.create(node.pf(0), 3).unwrap_err();
+        assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), if is_taken { 2 } else { 0 });
+        drop(taken);
+    }
+}
+
+#[test]
+fn a_pf_that_was_unplugged_is_short_of_nothing() {
+    let node = FakeNode::new(2, 7);
+    node.set(Scenario::CountRefused(3, 22));
+    let vfs = node.open();
+    let document = "pools: [{name: all, pfs: [{name: ens1f0}], num_vfs: 4}]";
+    vfs.apply_policies(document).unwrap();
+    let reached = || vfs.view().policies.reached;
+    assert_eq!(reached(), 0, "it has not got them");
+    std::fs::remove_dir_all(node.sysfs().file(node.pf(0), "")).unwrap();
+    vfs.rescan();
+    assert_eq!(reached(), vfs.view().policies.wanted, "there is nobody to have them");
+}
+
+#[test]
+fn interrupted_changes_of_several_pfs_are_finished_at_the_same_time() {
+    let node = FakeNode::new(2, 7);
+    let (mut journal, facts) = Journal::open(&node.state()).unwrap();
+    for pf in [node.pf(0), node.pf(1)] {
+        let resize = Resize { from: 0, to: 2, autoprobe: true, drivers: BTreeMap::new(), force: false, by_hand: false };
+        journal.write(&Record::Resize { pf, resize: Some(resize) }, || facts.clone()).unwrap();
+    }
+    drop(journal);
+    // Each waits for the other one, and for a while only.
+    let meeting = Arc::new((Mutex::new(0), Condvar::new()));
+    let together = Arc::clone(&meeting);
+    let observer: Observer = Arc::new(move |point: &Point<'_>| {
+        if matches!(point, Point::Before(Step::Count { count: 2, .. })) {
+            let mut met = together.0.lock().unwrap();
+            *met += 1;
+            together.1.notify_all();
+            let wait = |met| together.1.wait_timeout_while(met, Duration::from_secs(10), |met| *met < 2).unwrap();
+            let (met, late) = wait(met);
+            drop(met);
+            assert!(!late.timed_out(), "one after the other");
+        }
+    });
+    let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+    assert!(vfs.facts().resizes.is_empty());
+    assert!([0, 1].map(|pf| node.sysfs().virtfns(node.pf(pf)).len()) == [2, 2]);
 }

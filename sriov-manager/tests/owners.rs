@@ -115,7 +115,7 @@ fn who_may_not_have_a_pool_may_not_claim_it() {
 fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
     let (node, vfs) = node(2, 2);
     let kept = vfs.acquire(&request("kept", Choice::Vf(node.vf(0, 0)), Driver::VfioPci)).unwrap().vf;
-    vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into() })).unwrap();
+    vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into(), card: None })).unwrap();
     drop(vfs);
     let vfs = owner_of(&node, None);
     for id in ["a", "b"] {
@@ -218,7 +218,7 @@ fn an_acquire_under_way_has_a_lease_that_a_claim_or_a_cordon_tells_of_or_none() 
             thread::sleep(Duration::from_millis(1));
         }
         if cordon {
-            vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into() })).unwrap();
+            vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into(), card: None })).unwrap();
         } else {
             assert_eq!(vfs.claim("plugin", claim_pool("all"), ROOT).unwrap().lent_to_others, []);
         }

@@ -134,6 +134,11 @@ fn a_place_names_an_iommu_group_or_what_a_vf_is_bound_to() {
     assert_eq!(ask("group", of_group).unwrap().vf, node.vf(1, 2));
     let error = ask("none", Place { iommu_group: Some(1), ..Place::default() }).unwrap_err();
     assert!(matches!(error, VfError::NoneFree { .. }), "{error}");
+    assert!(error.to_string().contains("it is not of the IOMMU group 1"), "{error}");
+    // As after a start of the machine.
+    node.renumber_group(node.vf(1, 2), 99);
+    vfs.rescan();
+    assert_eq!(ask("group", of_group).unwrap().steps, [], "the same again");
     // What a VF is bound to says which one is chosen: the same again is the same, though it is on vfio-pci by now.
     assert_eq!(ask("kernel", bound(Driver::Kernel)).unwrap().steps, []);
     let named = |place| Request { place, ..request("x", Choice::Vf(node.vf(0, 0)), Driver::VfioPci) };
@@ -145,6 +150,17 @@ fn a_place_names_an_iommu_group_or_what_a_vf_is_bound_to() {
         assert!(matches!(&error, VfError::Unavailable { reasons, .. } if *reasons == [reason.clone()]), "{error}");
     }
     vfs.acquire(&named(bound(Driver::None))).unwrap();
+    // Somebody bound it this moment.
+    let vf = node.vf(0, 2);
+    node.kernel().write(&node.sysfs().file(vf, "driver_override"), "vfio-pci").unwrap();
+    node.kernel().write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
+    let late = Request { place: bound(Driver::None), ..request("late", Choice::Vf(vf), Driver::VfioPci) };
+    let error = vfs.acquire(&late).unwrap_err();
+    assert!(
+        matches!(&error, VfError::Unavailable { reasons, .. }
+        if matches!(reasons[..], [Reason::NotBoundTo { wanted: Driver::None }])),
+        "{error}"
+    );
 }
 
 /// What a kill looks like from inside.
@@ -321,7 +337,7 @@ fn a_lease_ends_with_its_process_and_not_with_another_of_that_number() {
     let before = node.fingerprint();
     let directory = process(&node, 77, 1234);
     let until = vfs.this_process(77).unwrap();
-    assert_eq!(until, Until::Process { pid: 77, start_time: 1234 });
+    assert_eq!(until, Until::Process { pid: 77, start_time: 1234, boot: Some("first".into()) });
     vfs.acquire(&Request { until: Some(until.clone()), ..of_pool("pod") }).unwrap();
     vfs.rescan();
     assert_eq!(vfs.facts().leases.len(), 1, "it lives");
@@ -335,6 +351,46 @@ fn a_lease_ends_with_its_process_and_not_with_another_of_that_number() {
     assert_eq!(node.fingerprint(), before);
     let error = vfs.acquire(&Request { until: Some(until), ..of_pool("pod") }).unwrap_err();
     assert!(matches!(error, VfError::Ended { .. }), "{error}");
+}
+
+#[test]
+fn a_lease_ends_with_the_boot_of_its_process_or_namespace_whatever_has_their_numbers_then() {
+    let (node, vfs) = node(1, 2);
+    process(&node, 77, 1234);
+    let namespace = node.sysfs().path("run/netns/pod");
+    fs::create_dir_all(namespace.parent().unwrap()).unwrap();
+    fs::write(&namespace, "").unwrap();
+    vfs.acquire(&Request { until: vfs.this_process(77), ..of_pool("a") }).unwrap();
+    let until = vfs.this_namespace("/run/netns/pod".into(), 0).unwrap();
+    vfs.acquire(&Request { until, ..of_pool("b") }).unwrap();
+    drop(vfs);
+    let vfs = owner_of(&node, None);
+    vfs.rescan();
+    assert_eq!(vfs.facts().leases.len(), 2, "another start of the manager alone ends none");
+    drop(vfs);
+    node.reboot("second");
+    let vfs = owner_of(&node, None);
+    vfs.rescan();
+    assert!(vfs.facts().leases.is_empty(), "{:?}", vfs.facts().leases);
+}
+
+#[test]
+fn no_lease_ends_because_names_of_namespaces_are_not_to_be_seen() {
+    let (node, vfs) = node(1, 1);
+    let names = node.sysfs().path("run/netns");
+    fs::create_dir_all(&names).unwrap();
+    fs::write(names.join("pod"), "").unwrap();
+    let until = vfs.this_namespace("/run/netns/pod".into(), 0).unwrap();
+    vfs.acquire(&Request { until, ..of_pool("pod") }).unwrap();
+    drop(vfs);
+    // As in a container without that mount.
+    fs::rename(&names, node.sysfs().path("run/elsewhere")).unwrap();
+    let vfs = owner_of(&node, None);
+    vfs.rescan();
+    assert_eq!(vfs.facts().leases.len(), 1);
+    fs::create_dir(&names).unwrap();
+    vfs.rescan();
+    assert!(vfs.facts().leases.is_empty(), "there are names, and it is none of them");
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use ferrule_kubelet::v1beta1::DeviceSpec;
 use sriov_manager_client::v1;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{ResourceConfig, SoftwareKind, VdpaType};
 use crate::host::Host;
-use crate::inventory::{Source, UIO_DRIVERS};
+use crate::inventory::{Device, Source, UIO_DRIVERS};
 use crate::pools::Member;
 use crate::software::{container_socket, eal_argument};
 
@@ -150,7 +150,7 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
         }
     }
     let selector = member.selector(resource);
-    if selector.is_some_and(|selector| selector.need_vhost_net) && has_vhost_net(resource, host) {
+    if selector.is_some_and(|selector| selector.need_vhost_net) && gives_vhost_net(resource, device, host) {
         info.insert("vhost", words(&[("net-mount", VHOST[0]), ("tun-mount", VHOST[1])]));
         nodes.extend(VHOST.iter().map(|node| same(node)));
     }
@@ -195,13 +195,25 @@ fn go_json(value: &impl serde::Serialize) -> String {
         .fold(text, |text, char| text.replace(char, &format!("\\u{:04x}", u32::from(char))))
 }
 
-/// Whether there are the nodes that `needVhostNet` asks for. A pod is not refused because of them: the Go plugin does not either.
-fn has_vhost_net(resource: &ResourceConfig, host: &Host) -> bool {
-    let missing: Vec<_> = ["vhost-net", "tun"].into_iter().filter(|name| !host.has_misc_device(name)).collect();
-    if !missing.is_empty() {
-        warn!(resource = %resource.name, ?missing, "no node of needVhostNet is given: load the modules vhost_net and tun on the node");
+/// Whether a device comes with the nodes that `needVhostNet` asks for. A machine that has the modules has the nodes from its boot on, and
+/// whoever opens one loads its module (kmod-static-nodes of systemd). What stands in for a VF where there is no hardware has them only
+/// where they are there for sure: such a machine, or a container that is taken for one, may have none.
+fn gives_vhost_net(resource: &ResourceConfig, device: &Device, host: &Host) -> bool {
+    let unloaded: Vec<_> = ["vhost-net", "tun"].into_iter().filter(|name| !host.has_misc_device(name)).collect();
+    if unloaded.is_empty() {
+        return true;
     }
-    missing.is_empty()
+    let is_given = device.software().is_none();
+    if is_given {
+        info!(
+            resource = %resource.name, ?unloaded,
+            "nodes of needVhostNet are given whose modules are not loaded: whoever opens them loads these. If a container does not \
+             start for want of them, load the modules vhost_net and tun on the node"
+        );
+    } else {
+        warn!(resource = %resource.name, ?unloaded, "no node of needVhostNet is given: load the modules vhost_net and tun on the node");
+    }
+    is_given
 }
 
 /// The class of a CDI device, as the Go plugin names them.
@@ -226,7 +238,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::host::{Rdma, Vdpa};
-    use crate::inventory::{Device, SoftwareEnd};
+    use crate::inventory::SoftwareEnd;
 
     fn resource(entry: &str) -> Arc<ResourceConfig> {
         let text = format!("{{\"resourceList\": [{entry}]}}");
@@ -337,6 +349,16 @@ mod tests {
         );
         assert!(info.contains(&wanted), "{info}");
         assert!(info.contains(r#""vhost":{"net-mount":"/dev/vhost-net","tun-mount":"/dev/net/tun"}"#), "{info}");
+
+        // A module that is not loaded yet is loaded by whoever opens its node; who asks about RDMA is asked in vain without one.
+        fs::remove_dir_all(&misc).unwrap();
+        let given = give(&resource(selectors), &[(&first, Bound::Kernel)], &host);
+        let nodes: Vec<_> = given.nodes.iter().map(|node| node.host.as_str()).collect();
+        assert_eq!(nodes, [&[VHOST[0].to_owned(), VHOST[1].to_owned()], &rdma_nodes[..3]].concat());
+        let end = SoftwareEnd { kind: SoftwareKind::Memif, blocked: None };
+        let end = Member { device: Arc::new(Device::of_software("soft-a-0", end)), selector: 0, is_gone: false };
+        let of_software = resource(r#"{"resourceName": "a", "software": 2, "selectors": {"needVhostNet": true}}"#);
+        assert!(give(&of_software, &[(&end, Bound::Software(SoftwareKind::Memif))], &host).nodes.is_empty());
 
         let vdpa = Vdpa { name: "vdpa0".into(), kind: VdpaType::Vhost, path: Some("/dev/vhost-vdpa-0".into()) };
         Arc::make_mut(&mut first.device).vdpa = Some(vdpa);

@@ -16,8 +16,8 @@ use tonic::Status;
 use super::convert::{self, Peer};
 use super::limits::{Places, Queues, UserCall};
 use super::lists::{ListFilter, Lists};
+use super::memory::{Memory, Room};
 use super::refusals::{refusal, wrong};
-use super::unread::{Room, Unread};
 use super::{check_words, may_force, response_to_acquire};
 use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
 
@@ -28,7 +28,7 @@ pub(super) struct Service {
     pub lists: Arc<Lists>,
     places: Places,
     /// Answers that are not small.
-    unread: Unread,
+    unread: Memory,
     /// Who waits for the holders of leases.
     releases: Queues,
     /// Who waits for other operations on the same VFs.
@@ -45,7 +45,7 @@ impl Service {
     pub fn new(vfs: Vfs, phase: watch::Receiver<Phase>, places: Places) -> Self {
         let lists = Arc::new(Lists::new(vfs.clone()));
         let (releases, busy) = (Queues::default(), Queues::default());
-        Self { vfs, phase, lists, places, unread: Unread::default(), releases, busy }
+        Self { vfs, phase, lists, places, unread: Memory::new(UNREAD), releases, busy }
     }
 
     /// Begins a call that changes something, unless its user has too many under way.
@@ -278,6 +278,8 @@ impl Drop for Waiting {
     }
 }
 
+/// What there may be too much of.
+const UNREAD: &str = "lists under way that nobody reads: read them, or end the programs that asked for them";
 /// A message has so much memory for each byte of what is sent of it.
 const MEMORY_OF_A_BYTE: usize = 4;
 /// What is told of one that was acquired.

@@ -211,7 +211,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
 
 fn until_message(until: &Until) -> v1::Until {
     let what = match until {
-        Until::Process { pid, start_time } => {
+        Until::Process { pid, start_time, .. } => {
             v1::until::What::Process(v1::Process { pid: *pid, start_time: *start_time })
         }
         Until::Namespace { path, .. } => v1::until::What::NetworkNamespace(path.display().to_string()),
@@ -376,7 +376,7 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
             let pid =
                 pid.ok_or("until: the process of this client is not seen from here: name it as the manager sees it")?;
             if start_time != 0 {
-                return Ok(Until::Process { pid, start_time });
+                return Ok(vfs.process_of(pid, start_time));
             }
             vfs.this_process(pid).ok_or_else(|| format!("until: there is no process {pid} here"))
         }

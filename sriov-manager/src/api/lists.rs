@@ -8,14 +8,14 @@ use ferrule_daemon::Phase;
 use ferrule_daemon::grpc::blocking;
 use sriov_manager_client::v1;
 use tokio::sync::watch;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout_at};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 use super::convert::{optional_driver, response};
 use super::limits::UserCall;
-use super::unread::Room;
+use super::memory::Room;
 use crate::address::Driver;
 use crate::vfs::Vfs;
 
@@ -109,11 +109,23 @@ impl Lists {
     }
 
     /// Waits until a list for watchers may be made: an operation changes several things within milliseconds, and a list of
-    /// thousands of VFs takes as long as it does.
+    /// thousands of VFs takes as long as it does, while somebody waits for the operation. What takes long is told meanwhile.
     async fn settled(&self) {
         let now = Instant::now();
-        let next = self.made().at.map_or(now, |at| at + LISTS_APART);
-        sleep_until(next.max(now + SETTLES).into()).await;
+        let last = self.made().at.map_or(now, |at| at + LISTS_APART);
+        let mut unlocked = self.vfs.watch_unlocked();
+        let latest = now + OPERATION_MAX;
+        let mut next = last.max(now + SETTLES);
+        loop {
+            sleep_until(next.into()).await;
+            unlocked.mark_unchanged();
+            if !self.vfs.is_lending() || Instant::now() >= latest {
+                return;
+            }
+            // Its answer goes first.
+            let _ = timeout_at(latest.into(), unlocked.changed()).await;
+            next = (Instant::now() + SETTLES).min(latest);
+        }
     }
 }
 
@@ -257,6 +269,8 @@ pub(super) fn watch(
 
 /// What one operation changes is told at once, if it takes no longer.
 const SETTLES: Duration = Duration::from_millis(5);
+/// And at once also if it takes longer, up to this.
+const OPERATION_MAX: Duration = Duration::from_millis(100);
 /// Between two lists that are made for watchers.
 const LISTS_APART: Duration = Duration::from_millis(20);
 /// Pools of one question or claim: more than a node has.

@@ -1,7 +1,7 @@
 //! The API: gRPC on a Unix socket. `vf.proto` of the crate `sriov-manager-client` says what it promises.
 //!
 //! In reading order: `calls` (how they are made) with `limits` (what one user may have at once) and `sizes` (how large requests may
-//! be), `answers` and `unread` (until they were read), `lists` (what is told, and what of it changed), `convert` (what others see as
+//! be), `answers` (until they were read), `memory` (what is half done), `lists` (what is told, and what of it changed), `convert` (what others see as
 //! messages), `refusals` (errors as statuses).
 
 use std::collections::BTreeSet;
@@ -28,9 +28,9 @@ mod calls;
 mod convert;
 mod limits;
 mod lists;
+mod memory;
 mod refusals;
 mod sizes;
-mod unread;
 
 pub use convert::{reason, response};
 
@@ -122,6 +122,9 @@ impl v1::vfs_server::Vfs for Service {
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         may_force(call.peer, &to)?;
         check_words(&to)?;
+        if to.place.as_ref().is_some_and(|place| *place != v1::Place::default()) {
+            return Err(wrong("to.place: a VF that is handed over is where it is; none is wanted".to_owned()));
+        }
         // It gets the VF of the one that ends, from the same pool.
         (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
         let (lease, peer, heir) = (from.clone(), call.peer, OnceLock::new());
@@ -214,7 +217,7 @@ impl v1::vfs_server::Vfs for Service {
         let call = self.begin_change(root(request.extensions(), "cordon PFs")?)?;
         let peer = call.peer;
         let v1::CordonRequest { pf, why } = request.into_inner();
-        let cordon = some(why).map(|why| Cordon { uid: peer.credentials.uid, why });
+        let cordon = some(why).map(|why| Cordon { uid: peer.credentials.uid, why, card: None });
         self.change(&call, move |vfs, _| vfs.cordon(vfs.find_pf(&pf)?, cordon.clone())).await?;
         Ok(answer(v1::CordonResponse {}, call))
     }

@@ -130,6 +130,13 @@ impl Kernel for FakeKernel {
     }
 
     fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError> {
+        let refused = self.state().scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::VfioOpenRefused(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = refused {
+            return Err(refusal(Errno::from_raw(errno)));
+        }
         if self.state().hidden.contains(node) {
             return Ok(Some(true));
         }
@@ -137,7 +144,17 @@ impl Kernel for FakeKernel {
         Ok(Some(!processes(&self.sysfs, &[shown])?.is_empty()))
     }
 
+    fn foreign_netdevs(&self) -> Result<BTreeMap<PciAddress, ForeignNetdev>, NetlinkError> {
+        let mut state = self.state();
+        state.searches += 1;
+        Ok(state.moved.clone())
+    }
+
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+        self.state().searches += 1;
+        if self.has(Scenario::NamespacesBusy) {
+            return Err(refusal(Errno::EAGAIN));
+        }
         if self.has(Scenario::NamespacesUnknown) {
             return Err(refusal(Errno::EACCES));
         }
@@ -202,6 +219,7 @@ impl FakeKernel {
         }
         let made = scenarios.iter().fold(count, |made, scenario| match scenario {
             Scenario::CountAtMost(most) => made.min(*most),
+            Scenario::CountOvertaken(others) => *others,
             _ => made,
         });
         for index in 0..made {

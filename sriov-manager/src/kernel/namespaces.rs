@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ferrule_ffi::netlink::NetlinkError;
-use ferrule_ffi::netns::{NetNs, namespace_at};
+use ferrule_ffi::netns::{self, NetNs, namespace_at};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
@@ -62,6 +62,17 @@ pub(super) fn find_elsewhere<T>(
             Err(NetlinkError { errno: Errno::EAGAIN, hint: Some(hint) })
         }
         Found::No { missed: None } => search.failed.map_or(Ok(None), Err),
+    }
+}
+
+/// Looks into each namespace but ours that a process is in or that has a name. What cannot be looked at is left out.
+pub(super) fn look_elsewhere(mut look: impl FnMut(&NetNs, &NamespaceFile) -> Result<(), NetlinkError>) {
+    let own = fs::metadata("/proc/self/ns/net").map(|own| (own.dev(), own.ino()));
+    let mut search = Search { seen: own.into_iter().collect(), zombies: BTreeSet::new(), failed: None };
+    for file in of_processes_and_names().unwrap_or_default() {
+        if let Ok(Opened::New(namespace, _)) = search.open_unseen(&file) {
+            let _ = look(&namespace, &file);
+        }
     }
 }
 
@@ -127,8 +138,8 @@ impl Search {
         if file.inode.is_some_and(has_seen) {
             return Ok(Opened::Seen);
         }
-        let Some(identity) = unless_gone(namespace_at(&file.path))? else { return self.is_gone(file) };
-        if identity.is_some_and(|identity| self.seen.contains(&identity)) {
+        let Some(found) = unless_gone(namespace_at(&file.path))? else { return self.is_gone(file) };
+        if found.is_some_and(|found| self.seen.contains(&(found.device, found.inode))) {
             return Ok(Opened::Seen);
         }
         let namespace = match NetNs::open(&file.path) {
@@ -174,8 +185,8 @@ fn of_everything() -> io::Result<Vec<NamespaceFile>> {
         files.extend(threads.map(|path| NamespaceFile::of_process(pid, path)));
         for path in open_files(&folder)? {
             // By what it is: it is called as whoever opened it did, and that may be gone.
-            if let Some((_, inode)) = opened_namespace(&path)? {
-                files.push(NamespaceFile { inode: Some(inode), ..NamespaceFile::of_process(pid, path) });
+            if let Some(opened) = opened_namespace(&path)? {
+                files.push(NamespaceFile { inode: Some(opened.inode), ..NamespaceFile::of_process(pid, path) });
             }
         }
     }
@@ -184,7 +195,7 @@ fn of_everything() -> io::Result<Vec<NamespaceFile>> {
 
 /// The namespace that a file of a process is. Where a file system refuses to tell, it is not that of namespaces, which tells
 /// everybody: it is FUSE of another user, or one whose server is gone, and anybody can have a file of such a one open.
-fn opened_namespace(path: &Path) -> io::Result<Option<(u64, u64)>> {
+fn opened_namespace(path: &Path) -> io::Result<Option<netns::NamespaceInode>> {
     match namespace_at(path) {
         Err(error) if error.kind() != io::ErrorKind::OutOfMemory => Ok(None),
         told => told,
@@ -329,6 +340,18 @@ mod tests {
         let failing = find_elsewhere(|_, _| Err::<Option<()>, _>(refusal()));
         // Or why another one could not be looked at.
         failing.unwrap_err();
+    }
+
+    #[test]
+    fn a_namespace_that_could_not_be_looked_at_is_looked_at_again() {
+        let (mut search, asked) = (search(), Cell::new(0));
+        let files = || Ok(vec![file("/proc/self/ns/net")]);
+        let look = |_: &NetNs, _: &NamespaceFile| {
+            asked.set(asked.get() + 1);
+            if asked.get() == 1 { Err(NetlinkError { errno: Errno::EMFILE, hint: None }) } else { Ok(Some(())) }
+        };
+        assert!(matches!(search.again_and_again(files, &look), Found::No { .. }));
+        assert!(matches!(search.again_and_again(files, &look), Found::Yes(())));
     }
 
     #[test]

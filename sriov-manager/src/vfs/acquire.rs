@@ -6,12 +6,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 use super::apply::{is_its_card, must_be_told};
-use super::choose::{Chosen, Excluded};
+use super::choose::{Chosen, Excluded, holds};
 use super::release::Remains;
 use super::request::{Resolved, cancelled, check_all};
 use super::{Acquired, Caller, HostVfs, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress, is_userspace_driver};
 use crate::attributes::VfReport;
+use crate::holders::Holder;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
 use crate::lease::{Before, Lease, Stage, Wanted};
@@ -113,6 +114,12 @@ impl Vfs {
         let (vf, pf, of_its_pf, error) = match why {
             NotReady::Failed(error) => return Err(error),
             NotReady::Another(vf, reasons) => {
+                let is_elsewhere = |reason: &Reason| matches!(reason, Reason::Held(Holder::Namespace { .. }));
+                if reasons.iter().any(is_elsewhere) && !attempts.has_looked_elsewhere {
+                    attempts.has_looked_elsewhere = true;
+                    // Where one is in a pod without a lease many are, and each would be looked for in every namespace.
+                    attempts.excluded.extend(self.netdevs_elsewhere());
+                }
                 attempts.excluded.insert(vf, reasons);
                 return Ok(());
             }
@@ -199,6 +206,11 @@ impl Vfs {
         let until = request.until.as_ref();
         if let Some(until) = until.filter(|until| self.has_ended(vf.address, until, request.peer.uid)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
+        }
+        let place = request.place.bound_to.filter(|_| held.is_none());
+        if let Some(wanted) = place.filter(|driver| !holds(*driver, current.driver.as_deref())) {
+            // It was when it was chosen.
+            return Err(VfError::Unavailable { vf: vf.address, reasons: vec![Reason::NotBoundTo { wanted }] });
         }
         let needs_pf = wanted.attributes.needs_pf();
         let lease = match held {
@@ -331,6 +343,8 @@ struct Attempts {
     /// How many VFs seemed to be available, and failed.
     failures: usize,
     first: Option<VfError>,
+    /// VFs whose interfaces are in other namespaces are excluded.
+    has_looked_elsewhere: bool,
 }
 
 impl Attempts {

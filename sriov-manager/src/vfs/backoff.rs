@@ -25,6 +25,11 @@ impl Backoff {
         self.waits.get(&function).is_some_and(|(at, _)| now < *at)
     }
 
+    /// How long is waited after the last failure of a function.
+    pub fn wait(&self, function: PciAddress) -> Option<Duration> {
+        self.waits.get(&function).map(|(_, wait)| *wait)
+    }
+
     /// A function failed.
     pub fn failed(&mut self, function: PciAddress, now: Instant) {
         let wait = self.waits.get(&function).map_or(self.first, |(_, wait)| (*wait * 2).min(self.longest));

@@ -106,10 +106,13 @@ impl Chooser<'_> {
 
     /// Why a VF is not of the place that is asked for.
     fn other_place(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
-        let mut pfs = [self.pf, request.place.pf].into_iter().flatten();
         let group = request.place.iommu_group.filter(|group| vf.function.iommu_group != Some(*group));
-        let other_pf = pfs.find(|pf| *pf != vf.pf).map(|pf| Reason::OtherPf { pf });
-        other_pf.or(group.map(|group| Reason::OtherGroup { group }))
+        self.other_pf(vf, request).or(group.map(|group| Reason::OtherGroup { group }))
+    }
+
+    fn other_pf(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+        let mut pfs = [self.pf, request.place.pf].into_iter().flatten();
+        pfs.find(|pf| *pf != vf.pf).map(|pf| Reason::OtherPf { pf })
     }
 
     /// Why a VF that is not lent yet is not to be chosen.
@@ -157,7 +160,8 @@ impl Chooser<'_> {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
         let resolved = resolve(state, request, lease.pool.as_ref())?;
-        let mut reasons: Vec<_> = self.other_place(vf, request).into_iter().collect();
+        // The rest of a place says which VF is chosen. Groups have other numbers after a start of the machine.
+        let mut reasons: Vec<_> = self.other_pf(vf, request).into_iter().collect();
         if lease.wanted != resolved.wanted {
             let driver = resolved.wanted.driver;
             reasons.extend(self.vfs.reasons_beside(state, vf, driver, &lease));
@@ -221,16 +225,22 @@ impl Chooser<'_> {
         let inventory = &state.inventory;
         let divisions: BTreeMap<_, _> =
             inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
-        let is_meant = |vf: &&VirtualFunction| {
-            let is_of_pool = divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
-            is_of_pool && self.not_meant(vf, &resolved.request).is_none()
+        let is_of_pool = |vf: &&VirtualFunction| divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
+        let mut not_meant = None;
+        let mut is_meant = |vf: &&VirtualFunction| match self.not_meant(vf, &resolved.request) {
+            None => true,
+            Some(why) => {
+                not_meant.get_or_insert((vf.address, why));
+                false
+            }
         };
         let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
         let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {
             Some(reasons) => reasons.clone(),
             None => self.reasons(vf, resolved, &obstacles),
         };
-        let judged: Vec<_> = inventory.vfs.values().filter(is_meant).map(|vf| (vf, judge(vf))).collect();
+        let judged: Vec<_> =
+            inventory.vfs.values().filter(is_of_pool).filter(&mut is_meant).map(|vf| (vf, judge(vf))).collect();
         let mut free_of_pf = BTreeMap::<_, usize>::new();
         for (vf, _) in judged.iter().filter(|(_, reasons)| reasons.is_empty()) {
             *free_of_pf.entry(vf.pf).or_default() += 1;
@@ -251,6 +261,9 @@ impl Chooser<'_> {
         });
         best.ok_or_else(|| {
             let first = judged.iter().find_map(|(vf, reasons)| Some(format!("{}: {}", vf.address, reasons.first()?)));
+            if let (true, Some((vf, why))) = (judged.is_empty(), not_meant) {
+                return format!("has none of the place that is asked for, the first is {vf}: {why}");
+            }
             let first = first.map(|first| format!(", the first is {first}")).unwrap_or_default();
             format!("has {} VFs{first}", judged.len())
         })
@@ -327,7 +340,7 @@ pub(super) fn may_have(
     Err(VfError::NotAllowed { uid: peer.uid, tried: format!("have {}", vf.address) })
 }
 
-fn holds(wanted: Driver, driver: Option<&str>) -> bool {
+pub(super) fn holds(wanted: Driver, driver: Option<&str>) -> bool {
     match wanted {
         Driver::VfioPci => driver == Some(VFIO_PCI),
         Driver::None => driver.is_none(),

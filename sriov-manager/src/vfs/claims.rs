@@ -79,6 +79,9 @@ impl Vfs {
             state.pf(pf)?;
             state.facts.cordons.get(&pf).cloned()
         };
+        // Which card it is need not be asked now, which may take long: it is known, or will be.
+        let card = self.lock().cards.get(&pf).copied();
+        let cordon = cordon.map(|cordon| Cordon { card, ..cordon });
         if now != cordon {
             self.record(&Record::Cordon { pf, cordon })?;
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tracing::{info, warn};
@@ -96,7 +98,7 @@ impl Vfs {
         let steps = steps(pf, resize.from, count);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {
-            self.note_resized(pf, &resize);
+            self.note_resized(pf, &resize)?;
             return Ok(created);
         }
         self.nobody_holds(pf, host)?;
@@ -111,7 +113,7 @@ impl Vfs {
         }
         if outcome.is_ok() {
             // Before the record: from there on the policies look at it.
-            self.note_resized(pf, &resize);
+            self.note_resized(pf, &resize)?;
         }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&Record::Resize { pf, resize: None })?;
@@ -129,10 +131,15 @@ impl Vfs {
         count: u32,
         host: HostVfs,
     ) -> Result<(Resize, VfLock), VfError> {
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
+            if look > 0 {
+                // Nobody tells when whoever makes them is ready.
+                sleep(BETWEEN_LOOKS);
+            }
             let (resize, lock) =
                 self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
-            if self.executor().sysfs.virtfns(pf).len() == resize.from as usize {
+            let there = self.executor().sysfs.read_virtfns(pf);
+            if there.is_ok_and(|there| there.len() == resize.from as usize) {
                 return Ok((resize, lock));
             }
             // The node is looked at when it goes.
@@ -142,10 +149,13 @@ impl Vfs {
     }
 
     /// A PF has the number that was wanted. To be called before anybody else changes it.
-    fn note_resized(&self, pf: PciAddress, resize: &Resize) {
-        let mut state = self.lock();
-        state.short.remove(&pf);
-        state.counts.changed(pf, resize.by_hand);
+    fn note_resized(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
+        {
+            let mut state = self.lock();
+            state.short.remove(&pf);
+            state.counts.changed(pf, resize.by_hand);
+        }
+        self.keep_by_hand(pf)
     }
 
     /// What [`Vfs::create`] would do.
@@ -224,8 +234,9 @@ impl Vfs {
             Err(late) if late.stuck => return Err(Unfinished::of(late)),
             Err(refused) => refused,
         };
-        let has_vfs = !self.executor().sysfs.virtfns(pf).is_empty();
-        let undone = if has_vfs && leaves_vfs(&refused) { Ok(()) } else { self.rebuild(pf, resize) };
+        let has_vfs = self.executor().sysfs.read_virtfns(pf).map_or(true, |there| !there.is_empty());
+        let is_left = has_vfs && (leaves_vfs(&refused) || self.has_new_user(pf));
+        let undone = if is_left { Ok(()) } else { self.rebuild(pf, resize) };
         let autoprobe = self.autoprobe(pf, resize);
         let is_late = autoprobe.as_ref().is_err_and(|error| error.stuck);
         let error = VfError::Step(refused);
@@ -238,6 +249,12 @@ impl Vfs {
                 Unfinished { error: VfError::NotUndone { error: Box::new(error), next, undo }, is_late }
             }
         })
+    }
+
+    /// Whether somebody uses VFs that came to a PF this moment: those of a change of ours nobody knows yet.
+    fn has_new_user(&self, pf: PciAddress) -> bool {
+        self.look();
+        self.nobody_holds(pf, HostVfs::Kept).is_err()
     }
 
     fn autoprobe(&self, pf: PciAddress, resize: &Resize) -> Result<(), StepError> {
@@ -266,12 +283,21 @@ impl Vfs {
     /// Finishes a change that was interrupted, or goes back: it was allowed when it began, but not to take VFs from whoever came to
     /// use them since. One that the kernel is late with again is kept for later.
     pub(super) fn finish_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
-        let there = self.executor().sysfs.virtfns(pf).len() as u32;
+        let there = match self.executor().sysfs.read_virtfns(pf) {
+            Ok(there) => there.len() as u32,
+            Err(error) => {
+                warn!(%pf, %error, "which VFs it has cannot be asked; a change of its number is finished later");
+                return Ok(());
+            }
+        };
         let host = if resize.force { HostVfs::Taken } else { HostVfs::Kept };
         let steps = steps(pf, there, resize.to);
         let free = if steps.is_empty() { Ok(()) } else { self.nobody_holds(pf, host) };
         let finished = match free {
-            Ok(()) => self.change_number(pf, resize, &steps).inspect(|()| self.note_resized(pf, resize)),
+            Ok(()) => {
+                let noted = || self.note_resized(pf, resize).map_err(|error| Unfinished { error, is_late: false });
+                self.change_number(pf, resize, &steps).and_then(|()| noted())
+            }
             // The VFs that are there stay.
             Err(error) => {
                 let is_late = self.autoprobe(pf, resize).is_err_and(|error| error.stuck);
@@ -337,3 +363,5 @@ fn steps(pf: PciAddress, from: u32, to: u32) -> Vec<Step> {
 
 /// So often it is looked again at which VFs a PF has: somebody else may be making them.
 const LOOKS: usize = 3;
+/// And after so long.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);

@@ -1,6 +1,6 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,23 +20,34 @@ impl Vfs {
     /// Who uses a VF now: processes by their open files, then namespaces.
     pub(super) fn holders(&self, vf: &VirtualFunction) -> Result<Vec<Holder>, CallError> {
         let executor = self.executor();
-        let mut vf = vf.clone();
-        vf.function.driver = executor.sysfs.driver(vf.address);
-        vf.vfio_device = executor.sysfs.vfio_device(vf.address);
-        vf.function.iommu_group = executor.sysfs.iommu_group(vf.address);
         let unknown = unknown(format!("look for the nodes of {}", vf.address));
-        let mut nodes = holders::nodes(&executor.sysfs, &vf).map_err(unknown)?;
-        let has_driver = |member: &PciAddress| executor.sysfs.driver(*member).is_some();
-        if vf.function.driver.is_none() && !vf.group_with.iter().any(has_driver) {
-            // The kernel takes a driver away before it waits for whoever has the device open.
-            nodes = holders::group_nodes(&vf).filter(|node| self.is_there(node)).collect();
-        }
+        let (vf, nodes) = self.nodes(vf).map_err(&unknown)?;
         let mut holders = self.openers(vf.address, &nodes)?;
         let makes_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
-        if holders.is_empty() && makes_interface && executor.sysfs.netdevs(vf.address).is_empty() {
+        if holders.is_empty()
+            && makes_interface
+            && executor.sysfs.read_netdevs(vf.address).map_err(&unknown)?.is_empty()
+        {
             holders.extend(self.interface_elsewhere(vf.address)?);
         }
         Ok(holders)
+    }
+
+    /// A VF as it is now, and the nodes through which a process may have it.
+    fn nodes(&self, vf: &VirtualFunction) -> io::Result<(VirtualFunction, Vec<PathBuf>)> {
+        let sysfs = &self.executor().sysfs;
+        let mut vf = vf.clone();
+        vf.function.driver = sysfs.read_driver(vf.address)?;
+        vf.vfio_device = sysfs.vfio_device(vf.address)?;
+        vf.function.iommu_group = sysfs.read_iommu_group(vf.address)?;
+        let of_members = vf.group_with.iter().map(|&member| sysfs.read_driver(member));
+        if vf.function.driver.is_none() && of_members.collect::<io::Result<Vec<_>>>()?.iter().all(Option::is_none) {
+            // The kernel takes a driver away before it waits for whoever has the device open.
+            let nodes = holders::group_nodes(&vf).filter(|node| self.is_there(node)).collect();
+            return Ok((vf, nodes));
+        }
+        let nodes = holders::nodes(sysfs, &vf)?;
+        Ok((vf, nodes))
     }
 
     /// Who has the interface of a VF that is in another network namespace, as far as it is known; none: it is not there, after all.
@@ -61,6 +72,17 @@ impl Vfs {
         // One that is being made or removed is in no namespace for a moment, or came to another one behind the search.
         let is_settled = || (!executor.sysfs.has_netdev_elsewhere(vf)).then_some(());
         Ok(executor.appears(is_settled, NETDEV_SETTLES).is_none().then_some(Holder::UnseenNamespace))
+    }
+
+    /// VFs whose interfaces are in other namespaces, as far as that is known at once.
+    pub(super) fn netdevs_elsewhere(&self) -> BTreeMap<PciAddress, Vec<Reason>> {
+        let executor = self.executor();
+        let asked =
+            executor.watchdog.call(&"look for interfaces in other namespaces", &[], executor.timeouts.call, |kernel| {
+                kernel.foreign_netdevs()
+            });
+        let held = |foreign| vec![Reason::Held(Holder::of_namespace(&executor.sysfs, foreign))];
+        asked.unwrap_or_default().into_iter().map(|(vf, foreign)| (vf, held(foreign))).collect()
     }
 
     /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.

@@ -14,7 +14,7 @@
 //! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not available), `view` (what others see) with `details` (what is asked for it), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +36,7 @@ use crate::lease::Lease;
 use crate::plan::Current;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
+use crate::uevent::News;
 use crate::watchdog::{Stop, Watchdog};
 
 mod acquire;
@@ -269,6 +270,13 @@ impl Vfs {
         self.0.unlocked.subscribe()
     }
 
+    /// Whether somebody works on a VF at this moment, and no VFs come or go.
+    pub fn is_lending(&self) -> bool {
+        let state = self.lock();
+        let is_pf = |function: &PciAddress| state.inventory.pfs.contains_key(function);
+        !state.locked.is_empty() && !state.locked.iter().any(is_pf)
+    }
+
     /// How far the start is.
     pub fn watch_recovery(&self) -> watch::Receiver<Recovery> {
         self.0.recovery.subscribe()
@@ -308,6 +316,25 @@ impl Vfs {
 
     fn is_closing(&self) -> bool {
         self.0.stop.has_begun()
+    }
+
+    /// Whether somebody works on what news are about.
+    pub(crate) fn works_on(&self, news: &News) -> bool {
+        let locked = &self.lock().locked;
+        if news.is_more { !locked.is_empty() } else { !locked.is_disjoint(&news.functions) }
+    }
+
+    /// Looks at what news are about.
+    pub(crate) fn look_for(&self, news: &News) {
+        let knows_all = || {
+            let state = self.lock();
+            news.functions.iter().all(|function| state.inventory.vfs.contains_key(function))
+        };
+        if news.is_more || !knows_all() {
+            return self.look();
+        }
+        self.look_at(&news.functions);
+        self.changed();
     }
 
     /// Looks at the whole tree again.
@@ -473,13 +500,6 @@ impl State {
 
     fn pf(&self, pf: PciAddress) -> Result<&PhysicalFunction, VfError> {
         self.inventory.pfs.get(&pf).ok_or_else(|| VfError::NoSuchPf { pf: pf.to_string() })
-    }
-}
-
-impl Inner {
-    fn boot_id(&self) -> String {
-        let text = fs::read_to_string(self.executor.sysfs.path("proc/sys/kernel/random/boot_id"));
-        text.unwrap_or_default().trim().to_owned()
     }
 }
 

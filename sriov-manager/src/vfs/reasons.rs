@@ -209,7 +209,10 @@ fn reason_in_group(sysfs: &Sysfs, inventory: &Inventory, group: u32, member: Pci
     }
     // VFIO takes a group with bridges in it, and with devices that nobody drives.
     let is_bridge = sysfs.hex(member, "class").is_some_and(|class| class >> 16 == CLASS_BRIDGE);
-    let driver = sysfs.driver(member).filter(|driver| !is_userspace_driver(driver) && !is_bridge)?;
+    let driver = match sysfs.read_driver(member) {
+        Ok(driver) => driver.filter(|driver| !is_userspace_driver(driver) && !is_bridge)?,
+        Err(error) => return Some(Reason::Unknown(format!("look for the driver of {member}: {error}"))),
+    };
     Some(Reason::DeviceInGroup { group, device: member, driver })
 }
 

@@ -1,6 +1,7 @@
 //! The start after a stop, a kill or a reboot, and going on later with what could not be finished.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use tracing::{debug, error, info, warn};
@@ -14,7 +15,7 @@ use crate::address::PciAddress;
 use crate::attributes::Mac;
 use crate::inventory::PhysicalFunction;
 use crate::journal::Record;
-use crate::lease::{Lease, Resize, Stage};
+use crate::lease::{Cordon, Lease, Resize, Stage};
 
 /// How far a start is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +34,7 @@ impl Vfs {
     /// lent, and everything is shown all the same. A stop ends it early; the next start goes on.
     pub fn recover(&self) {
         let facts = self.facts();
-        let boot = self.0.boot_id();
+        let boot = self.executor().sysfs.boot_id().unwrap_or_default();
         if !facts.boot.is_empty() && facts.boot != boot {
             info!(
                 leases = facts.leases.len(),
@@ -46,11 +47,13 @@ impl Vfs {
             told(self.finish_resize(pf, resize));
         });
         self.look();
-        let counts = {
-            let state = self.lock();
-            state.policies.counts(&state.inventory)
+        let counts: Vec<_> = {
+            let mut state = self.lock();
+            CountsSeen::keep_by_hand(&mut state, &boot);
+            CountsSeen::see_to_all(&mut state);
+            let is_due = |(pf, _): &(PciAddress, u32)| !state.counts.is_by_hand(*pf);
+            state.policies.counts(&state.inventory).into_iter().filter(is_due).collect()
         };
-        CountsSeen::see_to_all(&mut self.lock());
         if !self.is_closing() {
             told(self.make_counts(&counts).map(drop));
         }
@@ -72,6 +75,16 @@ impl Vfs {
         self.recovered_to(Recovery::Done);
     }
 
+    /// Which card a PF is, as it told before or tells now.
+    pub(super) fn card(&self, pf: PciAddress) -> Option<Mac> {
+        let known = self.lock().cards.get(&pf).copied();
+        known.or_else(|| {
+            let card = self.executor().permanent_mac(pf)?;
+            self.lock().cards.insert(pf, card);
+            Some(card)
+        })
+    }
+
     fn recovered_to(&self, recovery: Recovery) {
         self.0.recovery.send_replace(recovery);
         self.changed();
@@ -87,15 +100,14 @@ impl Vfs {
         let unknown: Vec<_> = {
             let state = self.lock();
             let is_home = |lease: &Lease| lease.card.is_none() || state.cards.get(&lease.pf) == lease.card.as_ref();
-            if state.facts.leases.values().all(is_home) {
+            if state.facts.leases.values().all(is_home) && state.cordons_to_move().is_none() && !state.seeks_cordoned()
+            {
                 return Ok(());
             }
             state.inventory.pfs.keys().copied().filter(|pf| !state.cards.contains_key(pf)).collect()
         };
         for_each_parallel(&unknown, |&pf| {
-            if let Some(card) = self.executor().permanent_mac(pf) {
-                self.lock().cards.insert(pf, card);
-            }
+            self.card(pf);
         });
         let decided = self.lock_vfs(when_busy, |state| {
             let moves = state.moves();
@@ -113,14 +125,20 @@ impl Vfs {
             Err(VfError::Busy { .. } | VfError::Stopping { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        if moves.is_empty() {
+        // Nobody cordons a PF between the question and the record.
+        let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
+        let cordons = self.lock().cordons_to_move();
+        if moves.is_empty() && cordons.is_none() {
             return Ok(());
+        }
+        for pf in cordons.iter().flat_map(BTreeMap::keys) {
+            info!(%pf, "the cards of cordons are at other addresses now; this one is cordoned");
         }
         for Move { from, lease, .. } in &moves {
             info!(%from, to = %lease.vf, lease = lease.id, "its card is at another address now, and the lease with it");
         }
         let (from, leases): (_, Vec<_>) = moves.into_iter().map(|Move { from, lease, .. }| (from, lease)).unzip();
-        self.record(&Record::Moved { from, leases: leases.clone() })?;
+        self.record(&Record::Moved { from, leases: leases.clone(), cordons })?;
         self.lock().remade.extend(leases.iter().map(|lease| lease.vf));
         drop(lock);
         Ok(())
@@ -265,15 +283,39 @@ struct Move {
 }
 
 impl State {
-    /// Leases whose cards are at other addresses, where no other lease stays.
-    fn moves(&self) -> Vec<Move> {
-        // An address that two PFs tell says of neither which card it is.
-        let mut pf_of = HashMap::<Mac, Option<&PhysicalFunction>>::new();
+    /// PFs by the addresses that they were made with. One that two of them tell says of neither which card it is.
+    fn pfs_by_card(&self) -> HashMap<Mac, Option<&PhysicalFunction>> {
+        let mut pf_of = HashMap::new();
         for (pf, card) in &self.cards {
             if let Some(pf) = self.inventory.pfs.get(pf) {
                 pf_of.entry(*card).and_modify(|of| *of = None).or_insert(Some(pf));
             }
         }
+        pf_of
+    }
+
+    /// Whether nobody knows which card is at the address of a cordon.
+    fn seeks_cordoned(&self) -> bool {
+        self.facts.cordons.keys().any(|pf| !self.cards.contains_key(pf))
+    }
+
+    /// The cordons as they are where their cards are; none: that is where they are. One that knows no card is of the one that is there.
+    fn cordons_to_move(&self) -> Option<BTreeMap<PciAddress, Cordon>> {
+        let pf_of = self.pfs_by_card();
+        let moved = |(&pf, cordon): (&PciAddress, &Cordon)| {
+            let is_at_home = cordon.card.is_none() || self.cards.get(&pf) == cordon.card.as_ref();
+            let card = cordon.card.filter(|_| !is_at_home);
+            let at = card.and_then(|card| pf_of.get(&card).copied().flatten()).map_or(pf, |pf| pf.address);
+            let card = cordon.card.or(self.cards.get(&pf).copied());
+            (at, Cordon { card, ..cordon.clone() })
+        };
+        let moved: BTreeMap<_, _> = self.facts.cordons.iter().map(moved).collect();
+        (moved != self.facts.cordons).then_some(moved)
+    }
+
+    /// Leases whose cards are at other addresses, where no other lease stays.
+    fn moves(&self) -> Vec<Move> {
+        let pf_of = self.pfs_by_card();
         let follow = |lease: &Lease| {
             let is_at_home = lease.card.is_some() && self.cards.get(&lease.pf) == lease.card.as_ref();
             let pf = pf_of.get(&lease.card?).copied().flatten().filter(|_| !is_at_home)?;

@@ -1,6 +1,7 @@
 //! Taking a VF back: wait for its holder, journal, clean, read back, free.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::inventory::VirtualFunction;
 use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Binding, Step, Target, plan, plan_members};
 use crate::policy::PeerCredentials;
+use crate::watchdog::CallError;
 
 /// What becomes of a VF of which something could not be brought back to what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Vfs {
     pub fn plan_release(&self, lease: &str, peer: PeerCredentials, caller: Caller<'_>) -> Result<Vec<Step>, VfError> {
         let (lease, lock) = self.lock_vfs(caller.when_busy, |state| find(state, lease, peer))?;
         let lease = lease.into_in_force();
-        let Some(vf) = self.function(&lease) else { return Ok(self.members_home(&lease)) };
+        let Some(vf) = self.function(&lease) else { return self.members_home(&lease) };
         let current = self.current(&vf)?;
         drop(lock);
         Ok(plan(&current, &target_before(&lease.before)))
@@ -134,7 +136,7 @@ impl Vfs {
     fn way_back(&self, lease: &Lease, remains: Remains) -> Result<(), VfError> {
         let tried = format!("release {}", lease.vf);
         let bring_members_home = || {
-            let steps = self.members_home(lease);
+            let steps = self.members_home(lease)?;
             self.nobody_is_disturbed(lease.vf, &steps, &tried)?;
             self.executor().apply(&steps).map_err(VfError::Step)
         };
@@ -167,12 +169,16 @@ impl Vfs {
     }
 
     /// The steps that bring the others of the IOMMU group of a VF that is gone back.
-    fn members_home(&self, lease: &Lease) -> Vec<Step> {
+    fn members_home(&self, lease: &Lease) -> Result<Vec<Step>, VfError> {
         let sysfs = &self.executor().sysfs;
         let left = self.lock().members_left(lease);
         let there = left.into_iter().filter(|&member| sysfs.physfn(member).is_some());
-        let current: BTreeMap<PciAddress, _> = there.map(|member| (member, sysfs.driver(member))).collect();
-        plan_members(&current, &lease.before.bindings())
+        let current = there.map(|member| Ok((member, sysfs.read_driver(member)?)));
+        let current: BTreeMap<PciAddress, _> = current.collect::<io::Result<_>>().map_err(|error| {
+            let tried = format!("look at the IOMMU group of {}", lease.vf);
+            VfError::Ask { tried, error: CallError::Refused(error.into()) }
+        })?;
+        Ok(plan_members(&current, &lease.before.bindings()))
     }
 
     /// The VF of a lease, if it is there and is the same one.

@@ -15,7 +15,7 @@ use super::parallel::for_each_parallel;
 use super::release::Remains;
 use super::{Caller, VfError, Vfs, WhenBusy};
 use crate::address::PciAddress;
-use crate::holders::{is_gone, namespace_inode, start_time};
+use crate::holders::{is_gone, namespace, start_time};
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::watchdog::CallError;
@@ -23,15 +23,21 @@ use crate::watchdog::CallError;
 impl Vfs {
     /// A process, from now on as itself and no other one that may get its number; none: it is not there.
     pub fn this_process(&self, pid: u32) -> Option<Until> {
-        Some(Until::Process { pid, start_time: start_time(&self.executor().sysfs, pid).ok()?? })
+        Some(self.process_of(pid, start_time(&self.executor().sysfs, pid).ok()??))
+    }
+
+    /// A process that was started then.
+    pub fn process_of(&self, pid: u32, start_time: u64) -> Until {
+        Until::Process { pid, start_time, boot: self.executor().sysfs.boot_id() }
     }
 
     /// A network namespace by a file of it, that a user names; none: it is not there.
     pub fn this_namespace(&self, path: std::path::PathBuf, uid: u32) -> Result<Option<Until>, CallError> {
         let (sysfs, asked) = (self.executor().sysfs.clone(), path.clone());
         let what = format!("look for the network namespace {}", path.display());
-        let inode = self.ask_about_path(&what, &[], uid, move || Ok(namespace_inode(&sysfs, &asked)?))?;
-        Ok(inode.map(|inode| Until::Namespace { path, inode }))
+        let found = self.ask_about_path(&what, &[], uid, move || Ok(namespace(&sysfs, &asked)?))?;
+        let boot = self.executor().sysfs.boot_id();
+        Ok(found.map(|identity| Until::Namespace { path, identity, boot }))
     }
 
     /// Asks about a path that a user named. It may never answer, and the user may have many such ones: others have theirs answered.

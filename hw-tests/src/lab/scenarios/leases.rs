@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -304,16 +305,20 @@ fn floor(lab: &Lab, vf: &Function, rounds: usize) -> Result<()> {
     let interface = Interface { index, device: pf.address.parse()? };
     let group = vf.iommu_group().context("a VF has an IOMMU group")?;
     let node = PathBuf::from(format!("/dev/vfio/{group}"));
-    let mut file = File::create(lab.state().join("records"))?;
-    let [mut records, mut reports, mut settings, mut opens] = [(); 4].map(|()| Vec::new());
+    let (mut file, room) = (File::create(lab.state().join("records"))?, File::create(lab.state().join("room"))?);
+    room.write_all_at(&vec![0; rounds * RECORD], 0).and_then(|()| room.sync_all())?;
+    let [mut longer, mut records, mut reports, mut settings, mut opens] = [(); 5].map(|()| Vec::new());
     for round in 0..rounds {
-        records.push(rested(|| file.write_all(&[b'x'; RECORD]).and_then(|()| file.sync_data()))?);
+        longer.push(rested(|| file.write_all(&[b'x'; RECORD]).and_then(|()| file.sync_data()))?);
+        let at = (round * RECORD) as u64;
+        records.push(rested(|| room.write_all_at(&[b'x'; RECORD], at).and_then(|()| room.sync_data()))?);
         reports.push(rested(|| told(LiveKernel.pf_report(interface)))?);
         let mac = Mac([2, 0, 0, 0, 0, round as u8]);
         settings.push(rested(|| told(LiveKernel.set_vf(interface, 1, VfChange::Mac(mac))))?);
         opens.push(rested(|| told(LiveKernel.is_vfio_open(&node)))?);
     }
     told(LiveKernel.set_vf(interface, 1, VfChange::Mac(Mac::default())))?;
+    lab.times("kernel: a record on the disk, of a file that gets longer", &mut longer);
     lab.times("kernel: a record on the disk", &mut records);
     lab.times("kernel: what a PF says of its VFs", &mut reports);
     lab.times("kernel: an address for a VF", &mut settings);

@@ -1,6 +1,7 @@
 //! The manager as a service of the node: it is stopped, started twice, has a disk that is only to be read, and ends leases by itself.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -131,5 +132,16 @@ pub fn until_namespace(lab: &Lab) -> Result<()> {
     // Another one of that name is another one: nothing is lent for it.
     ip(&["netns", "add", "pod"])?;
     assert_eq!(lent()?, 0);
+    // Nor is one that the kernel gave the same number, which it does soon, and while nobody looks.
+    let number = || fs::metadata("/run/netns/pod").map(|file| file.ino()).ok();
+    manager.ferrule(&[&["acquire", "net3", "--vf", &vfs[0].address, "--driver", "vfio-pci"][..], &until].concat())?;
+    let first = number();
+    manager.signal(Signal::SIGSTOP);
+    eventually("another one has its number", || {
+        [["netns", "del", "pod"], ["netns", "add", "pod"]].iter().all(|arguments| ip(arguments).is_ok())
+            && number() == first
+    });
+    manager.signal(Signal::SIGCONT);
+    eventually("the VF is taken back", || lent().is_ok_and(|lent| lent == 0));
     ip(&["netns", "del", "pod"]).map(drop)
 }

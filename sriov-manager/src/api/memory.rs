@@ -1,4 +1,4 @@
-//! How much memory answers may take that their clients have not read.
+//! How much memory may be taken by what clients leave half done: answers that they do not read, and requests that they do not end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,28 +11,29 @@ use tonic::Status;
 use super::refusals::too_many;
 use crate::policy::PeerCredentials;
 
-/// What all clients have not read yet.
+/// What all clients have under way.
 #[derive(Debug)]
-pub(super) struct Unread {
+pub(super) struct Memory {
+    /// What there is too much of, and what to do.
+    too_much: &'static str,
     /// Of those that are neither root nor our own user: somebody may have very many users in a namespace of his.
     others: Arc<Semaphore>,
     users: Mutex<HashMap<u32, Arc<Semaphore>>>,
 }
 
-/// Room for one answer, until it was read.
+/// Room for one of them, until it is done.
 #[derive(Debug)]
 pub(super) struct Room {
     _of_user: OwnedSemaphorePermit,
     _of_others: Option<OwnedSemaphorePermit>,
 }
 
-impl Default for Unread {
-    fn default() -> Self {
-        Self { others: Arc::new(Semaphore::new(OTHERS_MAX)), users: Mutex::default() }
+impl Memory {
+    /// Nobody has any of it yet. `too_much`: what there is too much of, and what to do.
+    pub fn new(too_much: &'static str) -> Self {
+        Self { too_much, others: Arc::new(Semaphore::new(OTHERS_MAX)), users: Mutex::default() }
     }
-}
 
-impl Unread {
     /// Room for so many bytes of a user, if there is now.
     pub fn try_room(&self, uid: u32, bytes: usize) -> Option<Room> {
         let units = units(bytes);
@@ -57,10 +58,8 @@ impl Unread {
             Some(Room { _of_user: of_user, _of_others: of_others })
         };
         timeout(WAIT, room).await.ok().flatten().ok_or_else(|| {
-            too_many(&format!(
-                "the user {uid}, or all but root, have too many lists under way that nobody reads: read them, or end the \
-                 programs that asked for them"
-            ))
+            let too_much = self.too_much;
+            too_many(&format!("the user {uid}, or all but root, have too many {too_much}"))
         })
     }
 
@@ -97,17 +96,17 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_read_has_no_room_and_others_have_theirs() {
-        let unread = Unread::default();
+        let memory = Memory::new("things");
         let all = USER_MAX * UNIT;
-        let held = unread.try_room(70_000, all - UNIT).unwrap();
-        assert!(unread.try_room(70_000, 2 * UNIT).is_none());
-        let others: Vec<_> = (70_001..70_004).map(|uid| unread.try_room(uid, 2 * all).unwrap()).collect();
-        assert!(unread.try_room(70_004, 2 * UNIT).is_none(), "they have all of theirs");
-        unread.try_room(0, all).expect("root has his own");
+        let held = memory.try_room(70_000, all - UNIT).unwrap();
+        assert!(memory.try_room(70_000, 2 * UNIT).is_none());
+        let others: Vec<_> = (70_001..70_004).map(|uid| memory.try_room(uid, 2 * all).unwrap()).collect();
+        assert!(memory.try_room(70_004, 2 * UNIT).is_none(), "they have all of theirs");
+        memory.try_room(0, all).expect("root has his own");
         drop(held);
-        let again = unread.room(70_000, all).await.unwrap();
+        let again = memory.room(70_000, all).await.unwrap();
         drop((again, others));
-        unread.try_room(70_004, all).unwrap();
-        assert_eq!(unread.users.lock().unwrap().len(), 1);
+        memory.try_room(70_004, all).unwrap();
+        assert_eq!(memory.users.lock().unwrap().len(), 1);
     }
 }
