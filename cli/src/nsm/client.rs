@@ -12,6 +12,7 @@ use ferrule_nsm::transport::KeptConnection;
 use super::process::{MANAGER_DEFAULT, ProcessArgs};
 use super::url::WantedUrl;
 use super::{NsmError, StopSignal, open_namespace};
+use crate::text;
 
 /// Options of `ferrule nsm client`.
 #[derive(Debug, Args)]
@@ -73,14 +74,15 @@ pub(super) fn in_words(connection: &Connection) -> String {
     };
     let ip = connection.context.as_ref().and_then(|context| context.ip_context.clone()).unwrap_or_default();
     let interface = connection.mechanism.as_ref().and_then(|mechanism| mechanism.parameters.get("name").cloned());
-    format!(
+    let line = format!(
         "{word}: {} by {}, {} with {}, there {}",
         connection.network_service,
         connection.network_service_endpoint_name,
         interface.unwrap_or_default(),
         ip.src_ip_addrs.join(" "),
         ip.dst_ip_addrs.join(" ")
-    )
+    );
+    text::foreign(&line).into_owned()
 }
 
 /// As the clients in Go wait for an answer.

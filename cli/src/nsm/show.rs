@@ -203,7 +203,8 @@ impl Shown {
 
 /// A connection from top to bottom: who is asked by whom, and which interfaces a forwarder joins.
 fn drawn(shown: &Shown) -> String {
-    let mut text = format!("{} ({}, {})\n", shown.service, shown.state, shown.payload);
+    let mut text = text::foreign(&format!("{} ({}, {})", shown.service, shown.state, shown.payload)).into_owned();
+    text.push('\n');
     let last = shown.hops.len().saturating_sub(1);
     for (at, hop) in shown.hops.iter().enumerate() {
         let metric = |key: &str| hop.metrics.get(key).map(String::as_str).unwrap_or_default();
@@ -251,7 +252,7 @@ mod tests {
         let path_segments =
             vec![segment("nsc", &[]), segment("nsmgr", &[]), segment("fwd", &joined), segment("nse\u{1b}", &[])];
         Connection {
-            network_service: "vpn".to_owned(),
+            network_service: "vpn\u{1b}".to_owned(),
             payload: "ETHERNET".to_owned(),
             path: Some(Path { index: 1, path_segments }),
             ..Connection::default()
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn a_connection_is_drawn_hop_by_hop_and_foreign_names_give_no_orders() {
         let drawn = drawn(&Shown::from(&connection()));
-        assert!(drawn.starts_with("vpn (up, ETHERNET)\n  o nsc\n  |\n  o nsmgr\n  |\n"), "{drawn}");
+        assert!(drawn.starts_with("vpn\u{fffd} (up, ETHERNET)\n  o nsc\n  |\n  o nsmgr\n  |\n"), "{drawn}");
         assert!(drawn.contains("o fwd  [KERNEL/nsm-1]==[KERNEL/vpn-7]  3 packets there,"), "{drawn}");
         assert!(drawn.ends_with("  o nse\u{fffd}\n"), "{drawn:?}");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ferrule_dataplane::spec::{
@@ -40,9 +40,11 @@ impl EndKind {
         }
     }
 
-    /// The one of this name.
-    pub(super) fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    /// The one that a mechanism asks for, if we can do all that it asks for.
+    pub(super) fn of(mechanism: &Mechanism) -> Option<Self> {
+        let asks = |key: &str| mechanism.parameters.get(key).is_some_and(|value| !NOTHING.contains(&value.as_str()));
+        let kind = Self::ALL.into_iter().find(|kind| kind.name() == mechanism.r#type)?;
+        (kind != Self::Kernel || !KERNEL_LACKS.into_iter().any(asks)).then_some(kind)
     }
 }
 
@@ -80,7 +82,7 @@ impl MeshEnd {
         mechanism: &Mechanism,
         file: Option<&Arc<OwnedFd>>,
     ) -> Result<Self, Status> {
-        let kind = EndKind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let kind = EndKind::of(mechanism).ok_or_else(unsupported)?;
         let file = file.ok_or_else(|| {
             Status::invalid_argument(format!("{} without inodeURL: the file of that end is wanted", kind.name()))
         })?;
@@ -140,7 +142,15 @@ fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<
         }
         Side::Endpoint if is_namespace(file) => {
             let name = mechanism.parameters.get(SOCKET_FILE).map_or("", String::as_str);
-            (socket_address(name)?, Some(open_namespace(file)?), Role::Client)
+            let address = socket_address(name)?;
+            // A path would be one of ours, opened with our rights.
+            if matches!(address, SocketAddress::Path(_)) {
+                return Err(Status::invalid_argument(format!(
+                    "{SOCKET_FILE} {:?} is a path: with a namespace as inodeURL an abstract name is wanted, as in `@name`",
+                    shown(name)
+                )));
+            }
+            (address, Some(open_namespace(file)?), Role::Client)
         }
         // The socket itself was passed.
         Side::Endpoint => (SocketAddress::Path(path_of(file)), None, Role::Client),
@@ -207,6 +217,14 @@ fn open_namespace(file: &Arc<OwnedFd>) -> Result<OpenNetNs, Status> {
     if !is_namespace(file) {
         return Err(Status::invalid_argument("inodeURL names a file that is no network namespace"));
     }
+    // Whoever may pass it need not be allowed to change the node's network, as we are.
+    let inode = |path: &Path| netns::namespace_at(path).ok().flatten().map(|found| found.inode);
+    let passed = inode(&path_of(file));
+    if ["/proc/self/ns/net", "/proc/1/ns/net"].into_iter().any(|own| passed == inode(Path::new(own))) {
+        return Err(Status::permission_denied(
+            "inodeURL names the network namespace of the node, that of the forwarder: pass one of your own",
+        ));
+    }
     let cannot = |error| Status::invalid_argument(format!("open the namespace that inodeURL names: {error}"));
     let opened = netns::NetNs::open(&path_of(file)).map_err(cannot)?;
     OpenNetNs::try_from(OwnedFd::from(opened)).map_err(cannot)
@@ -258,6 +276,11 @@ pub(super) const LOCAL: &str = "LOCAL";
 /// The payload that has no Ethernet header.
 pub(super) const IP: &str = "IP";
 const NAME: &str = "name";
+/// Parameters of KERNEL that need what is not built: SR-IOV, VLAN breakout, address translation. Whoever has another forwarder for them
+/// is to find that one.
+const KERNEL_LACKS: [&str; 4] = ["tokenID", "vlan", "IPTables4NatTemplate", "routeLocalNet"];
+/// Values of parameters that ask for nothing.
+const NOTHING: [&str; 3] = ["", "0", "false"];
 const SOCKET_FILE: &str = "socketfile";
 /// What the socket of a client is called that does not say.
 const VHOST_SOCKET: &str = "vhost-user.sock";
@@ -312,6 +335,35 @@ mod tests {
         assert_eq!(of("vm.sock").unwrap().mechanism.parameters[SOCKET_FILE], "vm.sock");
         for wrong in ["../vm.sock", "..", "a/b", &"x".repeat(65)] {
             assert_eq!(of(wrong).unwrap_err().code(), tonic::Code::InvalidArgument, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_namespace_of_the_node_is_refused_and_so_is_a_path_in_it() {
+        let file = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
+        let of = |side, kind: &str, socket: &str| {
+            let parameters = [(SOCKET_FILE.to_owned(), socket.to_owned())].into();
+            let mechanism = Mechanism { r#type: kind.to_owned(), parameters, ..Mechanism::default() };
+            MeshEnd::local(side, &connection("a"), &mechanism, Some(&file)).unwrap_err().code()
+        };
+        for side in [Side::Client, Side::Endpoint] {
+            assert_eq!(of(side, "KERNEL", ""), tonic::Code::PermissionDenied);
+            assert_eq!(of(side, "MEMIF", "@name"), tonic::Code::PermissionDenied);
+        }
+        assert_eq!(of(Side::Endpoint, "MEMIF", "/run/memif.sock"), tonic::Code::InvalidArgument);
+    }
+
+    #[test]
+    fn what_a_mechanism_asks_for_beyond_us_is_not_passed_over() {
+        let with = |key: &str, value: &str| {
+            let parameters = [(key.to_owned(), value.to_owned())].into();
+            EndKind::of(&Mechanism { r#type: "KERNEL".to_owned(), parameters, ..Mechanism::default() })
+        };
+        for (key, value) in [("vlan", "0"), ("tokenID", ""), ("routeLocalNet", "false"), ("name", "nsm-1")] {
+            assert_eq!(with(key, value), Some(EndKind::Kernel), "{key} {value}");
+        }
+        for (key, value) in [("vlan", "7"), ("tokenID", "sriov-1"), ("routeLocalNet", "true")] {
+            assert_eq!(with(key, value), None, "{key} {value}");
         }
     }
 

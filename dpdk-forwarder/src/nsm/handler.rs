@@ -18,6 +18,7 @@ use tonic::Status;
 use super::context::Side;
 use super::end::{EndKind, IP, MeshEnd, preferences, unsupported};
 use super::joint::{Joint, SharedWires, wire_name};
+use super::making::{MadeJoint, Makings};
 use super::next_hop::{Candidates, NextHops};
 use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis, Vxlan};
 
@@ -31,6 +32,7 @@ pub(super) struct MeshForwarder {
     vnis: Vnis,
     /// By the ids of their connections.
     joined: Mutex<BTreeMap<String, Joined>>,
+    making: Makings,
 }
 
 /// A connection that was made.
@@ -46,8 +48,6 @@ struct Joined {
     /// What the endpoint has passed, which goes with each call below.
     files: Vec<Arc<OwnedFd>>,
     joint: Joint,
-    /// The tunnel by which its client reaches it, if that is on another node.
-    tunnel: Option<Mechanism>,
     following: Arc<Following>,
 }
 
@@ -63,7 +63,7 @@ impl Drop for Following {
 /// What joins both ends, and what the client is answered.
 struct Made {
     answer: Connection,
-    joint: Joint,
+    joint: MadeJoint,
     client_file: Option<Arc<OwnedFd>>,
     files: Vec<Arc<OwnedFd>>,
 }
@@ -78,7 +78,15 @@ struct ClientWish {
 
 impl MeshForwarder {
     pub(super) fn new(wires: SharedWires, hops: NextHops, priority: Vec<String>, site: Option<TunnelSite>) -> Self {
-        Self { wires, hops, priority, site, vnis: Vnis::default(), joined: Mutex::default() }
+        Self {
+            wires,
+            hops,
+            priority,
+            site,
+            vnis: Vnis::default(),
+            joined: Mutex::default(),
+            making: Makings::default(),
+        }
     }
 
     /// Asks one endpoint, and joins it with the client.
@@ -104,8 +112,7 @@ impl MeshForwarder {
                 answer.network_service_endpoint_name.clone_from(&found.endpoint.name);
                 let following = Self::follow(&next, &answer, call);
                 let endpoint = found.endpoint.name.clone();
-                let tunnel = asked.kind.is_none().then(|| asked.mechanism.clone());
-                let joined = Joined { endpoint, next, below, client_file, files, joint, tunnel, following };
+                let joined = Joined { endpoint, next, below, client_file, files, joint: joint.claim(), following };
                 self.joined().insert(answer.id.clone(), joined);
                 if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
                     // It may be gone: then it has nothing to be closed.
@@ -169,6 +176,7 @@ impl MeshForwarder {
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
         let (site, is_tunnel) = (self.site, asked.kind.is_none());
+        let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
             let client = match site.filter(|_| is_tunnel) {
                 Some(site) => {
@@ -191,7 +199,8 @@ impl MeshForwarder {
                 segment.metrics = metrics;
             }
             answer.mechanism = Some(client.mechanism);
-            Ok::<_, Status>((answer, joint))
+            let wires = before.is_none().then_some(wires);
+            Ok::<_, Status>((answer, MadeJoint { joint, unclaimed: wires, turn: Some(turn) }))
         });
         let made = making.await.map_err(|error| Status::internal(format!("the ends were not joined: {error}")))?;
         made.map(|(answer, joint)| Made { answer, joint, client_file, files })
@@ -232,7 +241,7 @@ impl Handler for MeshForwarder {
         }
         let made = Box::pin(self.ask_all(&mut call, &asked, until)).await;
         if made.is_err() && asked.kind.is_none() && !self.joined().contains_key(&call.connection.id) {
-            self.vnis.give_back(&asked.mechanism);
+            self.vnis.give_back(&call.connection.id);
         }
         made
     }
@@ -240,12 +249,10 @@ impl Handler for MeshForwarder {
     async fn close(&self, call: Call) -> Result<(), Status> {
         let until = Instant::now() + call.limit;
         let Some(joined) = self.joined().remove(&call.connection.id) else { return Ok(()) };
-        let (wires, joint, tunnel) = (Arc::clone(&self.wires), joined.joint.clone(), joined.tunnel.clone());
+        let (wires, joint) = (Arc::clone(&self.wires), joined.joint.clone());
         let removing = spawn_blocking(move || joint.remove(&wires));
         let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
-        if let Some(tunnel) = tunnel {
-            self.vnis.give_back(&tunnel);
-        }
+        self.vnis.give_back(&call.connection.id);
         let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
         match (below, removed) {
             (Ok(()), done) | (done, Ok(())) => done,
@@ -260,14 +267,18 @@ impl MeshForwarder {
     /// The first of what the client wants that we can have, or what the connection has already.
     async fn asked(&self, call: &Call) -> Result<ClientWish, Status> {
         let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && self.site.is_some();
-        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(&mechanism.r#type).is_some();
+        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
         let mechanism = call.connection.mechanism.as_ref();
         let mechanism =
             mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
         if let Some(site) = self.site.filter(|_| is_tunnel(&mechanism)) {
-            return Ok(ClientWish { kind: None, mechanism: site.answer(&mechanism, &self.vnis)?, file: None });
+            return Ok(ClientWish {
+                kind: None,
+                mechanism: site.answer(&call.connection.id, &mechanism, &self.vnis)?,
+                file: None,
+            });
         }
-        let kind = EndKind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
         let file = files.of(&mechanism).cloned();
         Ok(ClientWish { kind: Some(kind), mechanism, file })

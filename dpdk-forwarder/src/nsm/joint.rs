@@ -53,6 +53,10 @@ impl Joint {
         let is_new = match self.carrier.make(before.map(|before| &before.carrier), wires) {
             Ok(is_new) => is_new,
             Err(status) => {
+                if before.is_none() {
+                    // It may be made still, and would be of nobody. The first failure says more.
+                    let _ = self.carrier.remove(wires);
+                }
                 // The wire of before may have been made anew meanwhile.
                 for (place, state) in before.iter().flat_map(|before| &before.interfaces) {
                     let _ = place.set_up(state);

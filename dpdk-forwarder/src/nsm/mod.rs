@@ -7,6 +7,7 @@
 //! - `handler`: one connection, from the request to its close; `next_hop`: who comes next
 //! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
+//! - `making`: what a call has made that nobody waits for any more is removed again
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
 
 #[cfg(feature = "nsm")]
@@ -20,6 +21,8 @@ mod handler;
 mod interface;
 #[cfg(feature = "nsm")]
 mod joint;
+#[cfg(feature = "nsm")]
+mod making;
 #[cfg(feature = "nsm")]
 mod next_hop;
 #[cfg(feature = "nsm")]

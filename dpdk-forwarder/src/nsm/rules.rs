@@ -88,8 +88,11 @@ impl PolicyRule {
         message.header.family = if self.from.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.src_len = self.from.prefix_len();
         message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::Table(table), RuleAttribute::Source(self.from.addr())];
-        message.attributes.extend(self.protocol.map(|protocol| RuleAttribute::IpProtocol(IpProtocol::from(protocol))));
+        message.attributes = vec![RuleAttribute::Table(table)];
+        // What means any is not told by the kernel.
+        message.attributes.extend((self.from.prefix_len() > 0).then(|| RuleAttribute::Source(self.from.addr())));
+        let protocol = self.protocol.filter(|protocol| *protocol != 0);
+        message.attributes.extend(protocol.map(|protocol| RuleAttribute::IpProtocol(IpProtocol::from(protocol))));
         let range = |(start, end)| RulePortRange { start, end };
         message.attributes.extend(self.to_port.map(|ports| RuleAttribute::DestinationPortRange(range(ports))));
         message.attributes.extend(self.from_port.map(|ports| RuleAttribute::SourcePortRange(range(ports))));
@@ -112,6 +115,7 @@ impl PolicyRule {
             message.attributes.iter().filter(is_choice).count()
         };
         table_of(told) >= TABLE_FIRST
+            && told.header.family == wanted.header.family
             && told.header.src_len == wanted.header.src_len
             && wanted.attributes.iter().all(says)
             && kinds(told) == kinds(&wanted)
@@ -159,3 +163,24 @@ fn in_table(index: u32, to: IpNet, via: Option<IpAddr>, table: u32) -> Request {
 const TABLE_FIRST: u32 = 1000;
 const TABLE_LAST: u32 = 1 << 16;
 const NO_TABLE: NetlinkError = NetlinkError { errno: Errno::ENOSPC, hint: None };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(from: &str, protocol: Option<u8>) -> PolicyRule {
+        PolicyRule { from: from.parse().unwrap(), protocol, to_port: None, from_port: None, routes: Vec::new() }
+    }
+
+    #[test]
+    fn a_rule_of_any_source_or_protocol_is_known_as_the_kernel_tells_it() {
+        let table = TABLE_FIRST;
+        let mut told = RuleMessage::default();
+        told.header.family = AddressFamily::Inet;
+        told.header.action = RuleAction::ToTable;
+        told.attributes = vec![RuleAttribute::Table(table)];
+        assert!(rule("0.0.0.0/0", None).is(&told) && rule("0.0.0.0/0", Some(0)).is(&told));
+        assert!(!rule("::/0", None).is(&told), "of the other family");
+        assert!(!rule("0.0.0.0/0", Some(6)).is(&told) && !rule("10.0.0.1/32", None).is(&told));
+    }
+}

@@ -1,6 +1,6 @@
 //! VXLAN between two forwarders: what their mechanisms say to each other, and who chooses what.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,17 +43,23 @@ impl TunnelSite {
         Mechanism { cls: REMOTE.to_owned(), r#type: VXLAN.to_owned(), parameters }
     }
 
-    /// What another node asks us for, with what is ours to say. Again and again it is the same.
-    pub(super) fn answer(&self, asked: &Mechanism, vnis: &Vnis) -> Result<Mechanism, Status> {
+    /// What another node asks us for by a connection of this id, with what is ours to say. Again and again it is the same.
+    pub(super) fn answer(&self, id: &str, asked: &Mechanism, vnis: &Vnis) -> Result<Mechanism, Status> {
         let source: IpAddr = parameter(asked, SRC_IP)?;
         let mut mechanism = asked.clone();
         let text = |key: &str| asked.parameters.get(key).filter(|text| !text.is_empty()).cloned();
         let own = self.address.to_string();
+        let origin = |key: &str| text(key).and_then(|address| address.parse::<IpAddr>().ok());
+        // As the Go forwarders compare them: the 16 bytes of each.
+        let bytes = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
         let (from, to) =
-            (text(ORIG_SRC_IP).unwrap_or_else(|| source.to_string()), text(ORIG_DST_IP).unwrap_or_else(|| own.clone()));
+            (bytes(origin(ORIG_SRC_IP).unwrap_or(source)), bytes(origin(ORIG_DST_IP).unwrap_or(self.address)));
         let known = text(VNI).and_then(|vni| vni.parse().ok());
         // Two that open tunnels to each other at the same time never choose the same.
-        let vni = vnis.take(source, known, from <= to)?;
+        let vni = vnis.take(id, known, from <= to)?;
         let theirs = text(MTU).and_then(|mtu| mtu.parse().ok()).filter(|mtu| *mtu > 0);
         let mtu = theirs.map_or(self.mtu(), |theirs: u32| theirs.min(self.mtu()));
         let ours = [(DST_IP, own), (DST_PORT, self.port.to_string()), (VNI, vni.to_string()), (MTU, mtu.to_string())];
@@ -99,37 +105,38 @@ impl Vxlan {
     }
 }
 
-/// The tunnels that others have asked us for.
+/// The tunnels that others have asked us for: the number of each, and the connection that has it. The kernel has one tunnel of a number,
+/// whichever node it leads to.
 #[derive(Default)]
-pub(super) struct Vnis(Mutex<BTreeSet<(IpAddr, u32)>>);
+pub(super) struct Vnis(Mutex<BTreeMap<u32, String>>);
 
 impl Vnis {
-    /// A number that no other tunnel from there has; a known one stays.
-    fn take(&self, source: IpAddr, known: Option<u32>, even: bool) -> Result<u32, Status> {
+    /// A number that no other connection has; one that this connection says it has stays.
+    fn take(&self, id: &str, known: Option<u32>, even: bool) -> Result<u32, Status> {
         let mut taken = self.lock();
-        if let Some(vni) = known {
-            taken.insert((source, vni));
+        if let Some(vni) = known
+            && taken.entry(vni).or_insert_with(|| id.to_owned()).as_str() == id
+        {
             return Ok(vni);
         }
         for _ in 0..TRIES {
             // The first 32 bits of a new id are random.
             let random = new_id().get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or_default();
             let vni = (random & (VNI_MAX & !1)) | u32::from(!even);
-            if vni > 1 && taken.insert((source, vni)) {
+            if vni > 1 && !taken.contains_key(&vni) {
+                taken.insert(vni, id.to_owned());
                 return Ok(vni);
             }
         }
         Err(Status::resource_exhausted("no number for a tunnel is free"))
     }
 
-    /// The tunnel of a mechanism is there no more.
-    pub(super) fn give_back(&self, mechanism: &Mechanism) {
-        if let (Ok(source), Ok(vni)) = (parameter(mechanism, SRC_IP), parameter(mechanism, VNI)) {
-            self.lock().remove(&(source, vni));
-        }
+    /// The tunnel of a connection, if it has one, is there no more.
+    pub(super) fn give_back(&self, id: &str) {
+        self.lock().retain(|_, owner| owner != id);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<(IpAddr, u32)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -174,7 +181,7 @@ mod tests {
     #[test]
     fn both_sides_make_the_same_tunnel() {
         let (here, there) = (site("10.0.0.1"), TunnelSite { link_mtu: 1400, ..site("10.0.0.2") });
-        let answer = there.answer(&here.preference(), &Vnis::default()).unwrap();
+        let answer = there.answer("a", &here.preference(), &Vnis::default()).unwrap();
         let (ours, theirs) = (Vxlan::asked(&answer, &here).unwrap(), Vxlan::answered(&answer, &there).unwrap());
         assert_eq!((ours.local, ours.remote), (theirs.remote, theirs.local));
         assert_eq!((ours.vni, ours.mtu, ours.port), (theirs.vni, theirs.mtu, theirs.port));
@@ -185,27 +192,48 @@ mod tests {
     #[test]
     fn numbers_stay_and_two_that_ask_each_other_never_choose_the_same() {
         let (low, high, vnis) = (site("10.0.0.1"), site("10.0.0.2"), Vnis::default());
-        for _ in 0..100 {
-            let even: u32 = parameter(&high.answer(&low.preference(), &vnis).unwrap(), VNI).unwrap();
-            let odd: u32 = parameter(&low.answer(&high.preference(), &vnis).unwrap(), VNI).unwrap();
+        for id in 0..100 {
+            let even: u32 =
+                parameter(&high.answer(&format!("{id} a"), &low.preference(), &vnis).unwrap(), VNI).unwrap();
+            let odd: u32 = parameter(&low.answer(&format!("{id} b"), &high.preference(), &vnis).unwrap(), VNI).unwrap();
             assert_eq!((even % 2, odd % 2), (0, 1));
         }
-        let answer = high.answer(&low.preference(), &vnis).unwrap();
-        assert_eq!(high.answer(&answer, &vnis).unwrap(), answer);
+        let answer = high.answer("c", &low.preference(), &vnis).unwrap();
+        assert_eq!(high.answer("c", &answer, &vnis).unwrap(), answer);
         // By the addresses from before a proxy changed them.
         let mut proxied = low.preference();
         proxied.parameters.insert(ORIG_SRC_IP.to_owned(), "9.0.0.1".to_owned());
         proxied.parameters.insert(ORIG_DST_IP.to_owned(), "8.0.0.1".to_owned());
-        let odd: u32 = parameter(&high.answer(&proxied, &vnis).unwrap(), VNI).unwrap();
+        let odd: u32 = parameter(&high.answer("d", &proxied, &vnis).unwrap(), VNI).unwrap();
         assert_eq!(odd % 2, 1);
-        vnis.give_back(&answer);
+        vnis.give_back("c");
         assert_eq!(vnis.lock().len(), 201);
+    }
+
+    #[test]
+    fn a_number_is_of_one_connection_whatever_others_say() {
+        let (there, vnis) = (site("10.0.0.9"), Vnis::default());
+        let first = there.answer("a", &site("10.0.0.1").preference(), &vnis).unwrap();
+        let mut claimed = site("10.0.0.2").preference();
+        claimed.parameters.insert(VNI.to_owned(), first.parameters[VNI].clone());
+        let second = there.answer("b", &claimed, &vnis).unwrap();
+        assert_ne!(second.parameters[VNI], first.parameters[VNI]);
+        vnis.give_back("b");
+        assert_eq!(there.answer("a", &first, &vnis).unwrap(), first);
+    }
+
+    #[test]
+    fn addresses_are_compared_as_numbers_and_not_as_texts() {
+        let (nine, ten) = (site("10.0.0.9"), site("10.0.0.10"));
+        let even: u32 = parameter(&ten.answer("a", &nine.preference(), &Vnis::default()).unwrap(), VNI).unwrap();
+        let odd: u32 = parameter(&nine.answer("a", &ten.preference(), &Vnis::default()).unwrap(), VNI).unwrap();
+        assert_eq!((even % 2, odd % 2), (0, 1));
     }
 
     #[test]
     fn nonsense_is_refused() {
         let (here, there) = (site("10.0.0.1"), site("10.0.0.2"));
-        let answer = there.answer(&here.preference(), &Vnis::default()).unwrap();
+        let answer = there.answer("a", &here.preference(), &Vnis::default()).unwrap();
         for (key, value) in [
             ("vni", "16777216"),
             ("vni", "x"),
@@ -218,7 +246,7 @@ mod tests {
             wrong.parameters.insert(key.to_owned(), value.to_owned());
             assert!(Vxlan::asked(&wrong, &here).is_err(), "{key} {value}");
         }
-        assert!(there.answer(&Mechanism::default(), &Vnis::default()).is_err());
+        assert!(there.answer("a", &Mechanism::default(), &Vnis::default()).is_err());
     }
 
     #[test]
