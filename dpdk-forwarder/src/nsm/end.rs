@@ -248,8 +248,12 @@ fn interface_name(connection: &Connection, side: Side) -> String {
     let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-' || *letter == '_';
     let mut name: String = connection.network_service.chars().filter(is_plain).take(INTERFACE_SERVICE_MAX).collect();
     name.push('-');
-    let hash = format!("{:016x}", fnv(connection.id.bytes().chain([side as u8])));
-    name.extend(hash.chars().take(INTERFACE_MAX - name.len()));
+    // Out of all of the number: its first digits hardly differ for ids that end differently.
+    let mut rest = fnv(connection.id.bytes().chain([side as u8]));
+    while name.len() < INTERFACE_MAX {
+        name.extend(char::from_digit((rest % 36) as u32, 36));
+        rest /= 36;
+    }
     name
 }
 
