@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use ferrule_dpdk_sys::{Dpdk, RTE_PKTMBUF_HEADROOM, rte_mempool};
 
-use crate::config::BURST;
+use crate::config::CACHE;
 use crate::error::{PortError, cause};
 use crate::log;
 
@@ -99,7 +99,4 @@ fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool
     Ok(Mempool { pointer, shape })
 }
 
-/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever. Twice a burst: a cache that a burst
-/// empties and fills goes to the pool each time, whose mbufs come in turns, so that none is in the CPU's caches.
-pub(crate) const CACHE: u32 = 2 * BURST as u32;
 pub(crate) const ANY_NODE: i32 = -1;
