@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use ferrule_daemon::logging::LogFlags;
 use ferrule_nsm::identity::{AuthorityError, ServeError, SpiffeIdError, WorkloadError};
 use ferrule_nsm::transport::{AddressError, DialError, ListenError};
 use thiserror::Error;
@@ -57,6 +58,9 @@ enum NsmCommand {
 
 /// Does what was asked for.
 pub async fn run(args: NsmArgs) -> Result<(), CliError> {
+    // What runs on tells what becomes of it: why a connection is refused, say.
+    let log = args.command.is_some().then(|| LogFlags::default().start(env!("CARGO_PKG_NAME")));
+    let _log = log.transpose().map_err(NsmError::from)?;
     match args.command {
         None => Box::pin(show::run(&args.show)).await?,
         Some(NsmCommand::Up(args)) => Box::pin(up::run(args)).await?,

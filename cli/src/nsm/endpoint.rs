@@ -7,7 +7,7 @@ use clap::Args;
 use ferrule_nsm::endpoint::KernelEndpoint;
 use ferrule_nsm::identity::IdentitySource;
 use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
-use ferrule_nsm::registry::Registration;
+use ferrule_nsm::registry::{Registration, RegistryClient};
 use ferrule_nsm::service::ConnectionServer;
 use ferrule_nsm::transport::{Address, Allowed, ListenLimits, Listener, server};
 use tokio::time::sleep;
@@ -67,18 +67,16 @@ pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: St
     let registration = Registration::with_socket(Arc::clone(&registry), registration(&args), &path)?;
     let routes = server().add_service(calls.service()).add_service(calls.monitor().service());
     let registering = async {
-        for service in &args.services {
-            let service =
-                NetworkService { name: service.clone(), payload: args.payload.clone(), ..NetworkService::default() };
-            while let Err(status) = Box::pin(registry.register_service(&service)).await {
-                eprintln!("service {} is not registered, trying again: {}", service.name, status.message());
-                sleep(RETRY).await;
-            }
-        }
+        Box::pin(register_services(&args, &registry)).await;
         let mut registered = registration.is_registered();
         let telling = async {
             while registered.changed().await.is_ok() {
-                let word = if *registered.borrow_and_update() { "registered" } else { "not registered" };
+                let is_registered = *registered.borrow_and_update();
+                if is_registered {
+                    // Who registers us anew may have been started again, and know the services no more.
+                    Box::pin(register_services(&args, &registry)).await;
+                }
+                let word = if is_registered { "registered" } else { "not registered" };
                 println!("endpoint {} of {}: {word}", args.name, args.services.join(", "));
             }
         };
@@ -92,6 +90,17 @@ pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: St
         () = registering => Ok(()),
         // Nobody may have let us register yet.
         () = async { stop.clone().wait().await; sleep(UNREGISTER_MAX).await } => Ok(()),
+    }
+}
+
+async fn register_services(args: &EndpointArgs, registry: &RegistryClient) {
+    for service in &args.services {
+        let service =
+            NetworkService { name: service.clone(), payload: args.payload.clone(), ..NetworkService::default() };
+        while let Err(status) = Box::pin(registry.register_service(&service)).await {
+            eprintln!("service {} is not registered, trying again: {}", service.name, status.message());
+            sleep(RETRY).await;
+        }
     }
 }
 

@@ -29,6 +29,13 @@ pub struct LogFlags {
     log_level: LevelFilter,
 }
 
+impl Default for LogFlags {
+    /// Of programs whose command line says nothing of it: text, from `info` on.
+    fn default() -> Self {
+        Self { log: LogFormat::Text, log_level: LevelFilter::INFO }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     Text,

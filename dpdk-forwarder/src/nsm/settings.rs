@@ -125,22 +125,24 @@ pub(super) const VXLAN_PORT: u16 = 4789;
 
 #[cfg(all(test, feature = "nsm"))]
 mod tests {
-    use crate::config::Config;
+    use ferrule_daemon::settings::{ConfigErrors, parse};
 
     use super::*;
 
+    fn read(text: &str) -> Result<NsmSettings, ConfigErrors> {
+        parse("wires", text, |section, _| NsmSettings::read(section))
+    }
+
     #[test]
     fn a_section_is_read_and_what_is_wrong_in_it_is_told_at_its_line() {
-        let text = "nsm:\n  name: fwd-1\n  connect_to: unix:///m.sock\n  labels: {p2p: 'true', sort: fast}\n  token_lifetime: 20s\n  tunnel_ip: 10.0.0.1\n  mechanism_priority: [kernel]\n";
-        let nsm = Config::parse("wires", text).unwrap().nsm.unwrap();
+        let text = "name: fwd-1\nconnect_to: unix:///m.sock\nlabels: {p2p: 'true', sort: fast}\ntoken_lifetime: 20s\ntunnel_ip: 10.0.0.1\nmechanism_priority: [kernel]\n";
+        let nsm = read(text).unwrap();
         assert_eq!((nsm.name.as_str(), nsm.connect_to.as_str(), nsm.labels.len()), ("fwd-1", "unix:///m.sock", 2));
         assert_eq!((nsm.token_lifetime, nsm.tunnel_ip), (Duration::from_secs(20), Some([10, 0, 0, 1].into())));
         assert_eq!(nsm.mechanism_priority, ["KERNEL"]);
         assert_eq!(nsm.vxlan_port, 4789);
-        assert_eq!(Config::parse("wires", "").unwrap().nsm, None);
-        let wrong = "nsm:\n  connect_to: tcp://a:1\n  token_lifetime: 0s\n  dial_timeout: soon\n  vxlan_port: 0\n";
-        let lines: Vec<_> =
-            Config::parse("wires", wrong).unwrap_err().errors.iter().map(|error| error.at.line).collect();
-        assert_eq!(lines, [2, 3, 4, 5]);
+        let wrong = "connect_to: tcp://a:1\ntoken_lifetime: 0s\ndial_timeout: soon\nvxlan_port: 0\n";
+        let lines: Vec<_> = read(wrong).unwrap_err().errors.iter().map(|error| error.at.line).collect();
+        assert_eq!(lines, [1, 2, 3, 4]);
     }
 }
