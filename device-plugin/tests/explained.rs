@@ -106,7 +106,8 @@ async fn a_vf_that_had_a_fatal_error_or_lost_its_driver_is_given_to_nobody_until
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_is_refused_or_loses_an_entry_is_told_until_it_is_right() {
-    let good = r#"{"resourceList": [{"resourceName": "dpdk", "selectors": {"pfNames": ["ens1f0"]}}]}"#;
+    let good =
+        r#"{"resourceList": [{"resourceName": "dpdk", "driver": "vfio-pci", "selectors": {"pfNames": ["ens1f0"]}}]}"#;
     let site = Site::start(2, good).await;
     site.until_healthy(DPDK, 2).await;
     site.until_page("/metrics", "ferrule_config_refused 0").await;
@@ -117,7 +118,8 @@ async fn a_configuration_that_is_refused_or_loses_an_entry_is_told_until_it_is_r
     let report = until_told(&site, "the refusal", is_refused).await;
     assert!(report.problems[0].contains("config.json:1:"), "{:?}", report.problems);
     assert_eq!(report.resource(DPDK).unwrap().free().count(), 2, "the one before it is in force");
-    let lost = r#"{"resourceList": [{"resourceName": "dpdk", "selectors": {"pfNames": "ens1f0"}}]}"#;
+    let lost =
+        r#"{"resourceList": [{"resourceName": "dpdk", "driver": "vfio-pci", "selectors": {"pfNames": "ens1f0"}}]}"#;
     site.write_config(lost);
     let report = until_told(&site, "what is left out", |report| !report.left_out.is_empty()).await;
     assert_eq!((report.left_out[0].as_str(), report.problems.len()), ("dpdk (line 1)", 0));

@@ -1,4 +1,4 @@
-//! Devices: made by jobs, looked after, and made again when they are lost.
+//! The device of an end, and how far it is. Jobs make it and close it.
 //!
 //! ```text
 //!   made --- lost ---> its lanes come back ---> closed by a job ---> comes back by itself: waits, longer each time
@@ -11,19 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::disconnect::DisconnectReason;
-use super::done::{DeviceNews, NewDevice};
-use super::end::{Due, End, EndKind};
-use super::events::WireChange;
+use super::done::NewDevice;
 use super::jobs::Ticket;
-use super::keys::{EndId, WireKey};
-use super::log_limit::if_any;
-use super::state::State;
-use super::wire::Body;
-use crate::engine::{Applied, EngineError};
 use crate::port::any::LaneEnd;
 use crate::port::device::{Device, DeviceLink, DeviceSpec, LossNotice};
-use crate::spec::end_name;
 use crate::status::{DeviceStatus, EndState, LinkState};
 
 /// The device of an end, and how far it is.
@@ -76,7 +67,8 @@ impl DeviceEnd {
         (end, rings)
     }
 
-    fn set(&mut self, NewDevice { device, rings, status, loss }: NewDevice) -> LaneEnd {
+    /// It is there again. Its rings.
+    pub(super) fn set(&mut self, NewDevice { device, rings, status, loss }: NewDevice) -> LaneEnd {
         let link = Arc::new(DeviceLink::new(Arc::clone(&device)));
         self.state = DeviceState::Up { device, link, loss, since: Instant::now() };
         self.status = status;
@@ -90,7 +82,7 @@ impl DeviceEnd {
     }
 
     /// Why one that was just made is lost, if its notice says so: that may have come too early.
-    fn lost_already(&self) -> Option<String> {
+    pub(super) fn lost_already(&self) -> Option<String> {
         match &self.state {
             DeviceState::Up { loss, .. } => loss.reason().map(str::to_owned),
             DeviceState::Lost(_) | DeviceState::Closing | DeviceState::Waiting(_) | DeviceState::Making(_) => None,
@@ -156,10 +148,10 @@ impl DeviceEnd {
         };
     }
 
-    /// The device, if it is lost, to be closed.
-    fn begin_closing(&mut self) -> Option<Arc<dyn Device>> {
+    /// The device and its number, if it is lost, to be closed.
+    pub(super) fn begin_closing(&mut self) -> Option<(u64, Arc<dyn Device>)> {
         match std::mem::replace(&mut self.state, DeviceState::Closing) {
-            DeviceState::Lost(device) => Some(device),
+            DeviceState::Lost(device) => Some((self.number, device)),
             other => {
                 self.state = other;
                 None
@@ -177,9 +169,9 @@ impl DeviceEnd {
     }
 
     /// When it is to be made again.
-    pub fn deadline(&self) -> Option<(Instant, Due)> {
+    pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            DeviceState::Waiting(at) => at.map(|at| (at, Due::Make)),
+            DeviceState::Waiting(at) => at,
             DeviceState::Up { .. } | DeviceState::Lost(_) | DeviceState::Closing | DeviceState::Making(_) => None,
         }
     }
@@ -216,193 +208,39 @@ impl DeviceEnd {
         DeviceStatus { counters: self.counters(), ..self.status.clone() }
     }
 
+    /// What to make the next one of, and its number; `None`: it is there, or a job makes or closes it.
+    pub(super) fn next(&self) -> Option<(u64, Arc<dyn DeviceSpec>)> {
+        matches!(self.state, DeviceState::Waiting(_)).then(|| (self.number + 1, Arc::clone(&self.spec)))
+    }
+
+    /// A job makes the one with this number.
+    pub(super) fn making(&mut self, number: u64, ticket: Ticket) {
+        self.number = number;
+        self.state = DeviceState::Making(ticket);
+    }
+
+    /// Whether news of a device with this number are of the one that is there or is being made.
+    pub(super) fn is_number(&self, number: u64) -> bool {
+        self.number == number
+    }
+
+    /// The job that asked what it is doing has ended.
+    pub(super) fn end_look(&mut self) {
+        self.is_looked_at = false;
+    }
+
+    /// Notes what it says of itself. `true`: that is news.
+    pub(super) fn says(&mut self, status: DeviceStatus) -> bool {
+        let is_news = self.status != status;
+        self.status = status;
+        is_news
+    }
+
     /// The next try waits twice as long as this one.
-    fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         let until = self.spec.comes_back().then(|| Instant::now() + self.delay);
         self.delay = (2 * self.delay).min(DELAY_MAX);
         self.state = DeviceState::Waiting(until);
-    }
-}
-
-impl End {
-    /// Its device is there again, or cannot be made.
-    fn set_device(&mut self, made: Result<NewDevice, String>) -> Result<(), String> {
-        let EndKind::Device(device) = &mut self.kind else { return Ok(()) };
-        match made {
-            Ok(made) => {
-                self.rings = Some(device.set(made));
-                self.present = true;
-                (self.last_error, self.logged) = (None, None);
-                Ok(())
-            }
-            Err(problem) => {
-                device.wait();
-                Err(problem)
-            }
-        }
-    }
-}
-
-impl State {
-    /// A job has something to say of a device that a wire has, or has had.
-    pub(super) fn hear_of_device(&mut self, id: EndId, number: u64, news: DeviceNews) {
-        if self.is_making(id.wire) {
-            return match news {
-                DeviceNews::Made(made) => self.device_made(id, made),
-                DeviceNews::Lost => self.lose_while_making(id),
-                DeviceNews::Closed => self.device_closed_while_making(id),
-                // Nobody has asked.
-                DeviceNews::Status(_) => {}
-            };
-        }
-        let Some(device) = self.device_mut(id).filter(|device| device.number == number) else {
-            if let DeviceNews::Made(Ok(made)) = news {
-                self.jobs.discard_device(made);
-            }
-            return;
-        };
-        match news {
-            DeviceNews::Made(made) => self.device_made_again(id, made),
-            DeviceNews::Closed => self.device_closed(id),
-            DeviceNews::Status(status) => {
-                device.is_looked_at = false;
-                self.device_says(id, status);
-            }
-            DeviceNews::Lost => self.check_loss(id),
-        }
-    }
-
-    /// A device was asked what it is doing.
-    pub(super) fn device_says(&mut self, id: EndId, status: Result<DeviceStatus, String>) {
-        let Some(device) = self.device_mut(id).filter(|device| device.is_up()) else { return };
-        match status {
-            Ok(status) if device.status == status => {}
-            Ok(status) => {
-                device.status = status;
-                self.changed.insert(id.wire);
-                self.tell_links(id.wire);
-            }
-            Err(reason) => self.disconnect(id, &DisconnectReason::Device(reason)),
-        }
-    }
-
-    /// Has the devices of a wire closed that are lost and whose lanes are back, unless the wire is removed with them.
-    pub(super) fn close_lost_devices(&mut self, key: WireKey) {
-        let Some(wire) = self.wires.get_mut(key).filter(|wire| wire.removal.is_none()) else { return };
-        let Some(served) = wire.workers_mut().filter(|served| served.lanes.is_empty()) else { return };
-        for (number, end) in served.ends.iter_mut().enumerate() {
-            let End { kind: EndKind::Device(device), stale, .. } = end else { continue };
-            if let Some(lost) = device.begin_closing() {
-                let id = EndId { wire: key, end: number };
-                self.jobs.close_lost(id, device.number, std::mem::take(stale), lost);
-            }
-        }
-    }
-
-    /// Closes a device that is lost while its wire is still being made, since a kernel may wait for that. It is made once more when
-    /// the wire is there.
-    pub(super) fn lose_while_making(&mut self, id: EndId) {
-        let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let Body::Making(making) = &mut wire.body else { return };
-        let Some(end) = &mut making.ends[id.end] else { return };
-        let Some(reason) = end.as_device().and_then(DeviceEnd::lost_already) else { return };
-        tracing::warn!(wire = wire.spec.name, end = id.end, reason, "device gone while its wire is made");
-        // It has no peer to be told.
-        end.disconnect(reason);
-        let End { kind: EndKind::Device(device), stale, .. } = end else { return };
-        if let Some(lost) = device.begin_closing() {
-            making.outstanding += 1;
-            self.jobs.close_lost(id, device.number, std::mem::take(stale), lost);
-        }
-    }
-
-    fn device_closed_while_making(&mut self, id: EndId) {
-        if let Some(Body::Making(making)) = self.wires.get_mut(id.wire).map(|wire| &mut wire.body)
-            && let Some(End { kind: EndKind::Device(device), .. }) = &mut making.ends[id.end]
-        {
-            device.wait();
-        }
-        self.outstanding(id.wire, -1);
-        self.finish_making(id.wire);
-    }
-
-    /// A device that was lost is closed: it is made again at once if somebody waits for that, or else after a while.
-    fn device_closed(&mut self, id: EndId) {
-        let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let (is_removed, is_awaited) = (wire.removal.is_some(), !wire.waiting.is_empty());
-        let Some(device) = self.device_mut(id) else { return };
-        device.wait();
-        let is_wanted = device.is_failed() && is_awaited;
-        if is_removed {
-            return self.finish_removal(id.wire);
-        }
-        self.set_timer(id);
-        if is_wanted {
-            self.make_again(id);
-        }
-    }
-
-    /// Has a device made that is not there. One that is just being made or closed is not touched.
-    pub(super) fn make_again(&mut self, id: EndId) {
-        let Some(wire) = self.wires.get_mut(id.wire).filter(|wire| wire.removal.is_none()) else { return };
-        let spec = Arc::clone(&wire.spec);
-        let Some(End { kind: EndKind::Device(device), .. }) = wire.workers_mut().map(|served| &mut served.ends[id.end])
-        else {
-            return;
-        };
-        if matches!(device.state, DeviceState::Waiting(_)) {
-            device.number += 1;
-            let ticket = self.jobs.make_device(id, device.number, &spec, Arc::clone(&device.spec));
-            device.state = DeviceState::Making(ticket);
-            self.set_timer(id);
-        }
-    }
-
-    /// A device that was lost is there again, or cannot be made.
-    fn device_made_again(&mut self, id: EndId, made: Result<NewDevice, String>) {
-        let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let (name, is_removed) = (wire.spec.name.clone(), wire.removal.is_some());
-        // Nobody waits for one that comes back by itself.
-        let is_awaited = wire.workers().is_some_and(|served| served.ends[id.end].is_failed());
-        let waiting = if is_awaited { std::mem::take(&mut wire.waiting) } else { Vec::new() };
-        let Some(end) = wire.workers_mut().map(|served| &mut served.ends[id.end]) else { return };
-        let problem = end.set_device(made).err();
-        if is_removed {
-            return self.finish_removal(id.wire);
-        }
-        let outcome = match problem {
-            None => {
-                tracing::info!(wire = name, end = end_name(id.end), "device made again");
-                self.events.note(&name, WireChange::Made);
-                Ok(Applied::Mended)
-            }
-            Some(problem) => {
-                end.last_error = Some(problem.clone());
-                if let Some(suppressed) = wire.allow_line(id.end, &problem) {
-                    let (end, suppressed) = (end_name(id.end), if_any(suppressed));
-                    tracing::warn!(wire = name, end, problem, suppressed, "device cannot be made again yet");
-                }
-                Err(EngineError::End { wire: name, end: id.end, problem })
-            }
-        };
-        self.changed.insert(id.wire);
-        for reply in waiting {
-            self.answer(reply, outcome.clone());
-        }
-        self.set_timer(id);
-        self.check_loss(id);
-        self.join(id.wire);
-    }
-
-    /// A device may have been lost between being made and being known.
-    fn check_loss(&mut self, id: EndId) {
-        if let Some(reason) = self.device_mut(id).and_then(|device| device.lost_already()) {
-            self.disconnect(id, &DisconnectReason::Device(reason));
-        }
-    }
-
-    fn device_mut(&mut self, id: EndId) -> Option<&mut DeviceEnd> {
-        self.wires.get_mut(id.wire)?.device_mut(id.end)
     }
 }
 

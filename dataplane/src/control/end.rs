@@ -229,6 +229,23 @@ impl End {
         }
     }
 
+    /// Its device is there again, or cannot be made.
+    pub(super) fn set_device(&mut self, made: Result<NewDevice, String>) -> Result<(), String> {
+        let EndKind::Device(device) = &mut self.kind else { return Ok(()) };
+        match made {
+            Ok(made) => {
+                self.rings = Some(device.set(made));
+                self.present = true;
+                (self.last_error, self.logged) = (None, None);
+                Ok(())
+            }
+            Err(problem) => {
+                device.wait();
+                Err(problem)
+            }
+        }
+    }
+
     /// A client that is not connected tries at once.
     pub fn connect_now(&mut self) {
         if let EndKind::Client(ClientState::Waiting(until)) = &mut self.kind {
@@ -249,7 +266,7 @@ impl End {
         match &self.kind {
             EndKind::Client(ClientState::Waiting(until)) => return Some((*until, Due::Connect)),
             EndKind::Client(ClientState::Handshake(handshake, _)) => return Some((handshake.deadline, Due::GiveUp)),
-            EndKind::Device(device) => return device.deadline(),
+            EndKind::Device(device) => return device.deadline().map(|at| (at, Due::Make)),
             EndKind::Client(ClientState::Connecting(_) | ClientState::Connected(_)) | EndKind::Server(_) => {}
         }
         let resume = self.paused_until.map(|at| (at, Due::Resume));

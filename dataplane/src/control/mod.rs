@@ -16,7 +16,7 @@
 //! - [`snapshot`]: what readers see; [`events`]: what subscribers hear; [`health`]: whether all threads are there;
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
 //! - `make` and `remove`: wires are made, changed and removed; `lanes`: they are joined and parted;
-//! - [`device`]: ends without a peer; `look`: how they are looked after;
+//! - [`device`]: ends without a peer; `recover`: they are lost and made again; `look`: how they are looked after;
 //! - `sockets`: what looks up the path of a socket, and may hang there;
 //! - [`listener`]: listening sockets; [`listen_address`]: where; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `connect`: ends that go to their peers; [`any`]: the kinds of peers, joined; `memif` and `vhost_user`: each of them;
@@ -45,6 +45,7 @@ mod make;
 mod memif;
 pub mod pending;
 pub mod poller;
+mod recover;
 mod remove;
 pub mod snapshot;
 mod socket_files;

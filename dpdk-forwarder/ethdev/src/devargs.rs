@@ -4,7 +4,7 @@
 //! programs into the kernel (`net_af_xdp`), wait for somebody (a FIFO) or in a burst (`qdisc_bypass=0`). So drivers and arguments are those of a
 //! list.
 
-use crate::port::pci_address;
+use crate::address::pci_address;
 
 /// What is wrong with devargs, if anything is.
 pub(crate) fn check(devargs: &str) -> Result<(), String> {

@@ -11,6 +11,7 @@
 //!
 //! Where this was built without DPDK, `device` and `queue` are not there: an end can be read and shown, and is refused when it is made.
 
+mod address;
 mod devargs;
 #[cfg(not(no_dpdk))]
 mod device;

@@ -4,6 +4,7 @@ use ferrule_dataplane::port::device::{DeviceContext, MadeDevice};
 use ferrule_dataplane::port::external::{DeviceError, ExternalPort};
 use ferrule_dataplane::spec::FieldError;
 
+use crate::address::{pci_address, pci_identity};
 use crate::devargs;
 use crate::spec::EthdevSpec;
 
@@ -55,25 +56,6 @@ impl ExternalPort for EthdevSpec {
     }
 }
 
-/// What an end takes that is the PCI device of this address, however it is asked for.
-pub(crate) fn pci_identity(address: &str) -> String {
-    format!("PCI device {address}")
-}
-
-/// A PCI address as the kernel writes it (`0000:3b:02.1`), of one in which the domain may be left out.
-pub(crate) fn pci_address(text: &str) -> Option<String> {
-    let text = text.to_ascii_lowercase();
-    let whole = if text.len() == SHORT_ADDRESS { format!("0000:{text}") } else { text };
-    let is_form = |(place, byte): (usize, &u8)| match place {
-        4 | 7 => *byte == b':',
-        10 => *byte == b'.',
-        11 => (b'0'..=b'7').contains(byte),
-        _ => byte.is_ascii_hexdigit(),
-    };
-    (whole.len() == SHORT_ADDRESS + 5 && whole.bytes().enumerate().all(|(place, byte)| is_form((place, &byte))))
-        .then_some(whole)
-}
-
 /// What is wrong with the queues and the MTU of a device, whatever it is.
 pub(crate) fn check_queues_and_mtu(queues: u32, mtu: Option<u32>, errors: &mut Vec<FieldError>) {
     if !(1..=QUEUES_MAX).contains(&queues) {
@@ -99,8 +81,6 @@ pub(crate) fn built_without(device: String) -> DeviceError {
 
 /// Drivers of software devices that finish frames.
 const FINISH: [&str; 1] = ["net_tap"];
-/// Characters of `3b:02.1`.
-const SHORT_ADDRESS: usize = 7;
 /// As many as a wire can have.
 const QUEUES_MAX: u32 = 256;
 /// The shortest MTU (RFC 791).

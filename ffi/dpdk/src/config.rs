@@ -3,7 +3,6 @@
 use ferrule_dpdk_sys as sys;
 
 use crate::error::PortError;
-use crate::pool::CACHE;
 
 /// What is asked of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +136,9 @@ pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
 
 /// Frames of a burst.
 pub const BURST: usize = sys::FERRULE_BURST as usize;
+/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever. Twice a burst: a cache that a burst
+/// empties and fills goes to the pool each time, whose mbufs come in turns, so that none is in the CPU's caches.
+pub(crate) const CACHE: u32 = 2 * BURST as u32;
 /// Descriptors of a ring, if the driver has no other wish.
 pub(crate) const DESCRIPTORS: u16 = 1024;
 /// As many may have served a port, or closed it.

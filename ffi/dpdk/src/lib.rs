@@ -13,7 +13,7 @@
 //! - [`queue`]: its queues: frames as slices. [`finish`]: frames whose checksums and segments are left to the device.
 //! - [`error`]: which call failed on which device, and why.
 //! - `library`, `log`, `pool`, `announce`, `close`: how libdpdk is loaded, where its log goes, what frames lie in, which ports a device has, how
-//!   one ends.
+//!   one ends. `stall`: when a frame is given up that a device never takes.
 //!
 //! Where this was built without libdpdk, nothing of that is there, and [`MISSING`] says why.
 
@@ -51,6 +51,8 @@ pub mod port;
 pub mod queue;
 #[cfg(all(test, not(no_dpdk)))]
 mod replaced;
+#[cfg(not(no_dpdk))]
+mod stall;
 #[cfg(not(no_dpdk))]
 pub mod stats;
 #[cfg(not(no_dpdk))]

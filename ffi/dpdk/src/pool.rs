@@ -2,10 +2,11 @@
 
 use std::ffi::CString;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferrule_dpdk_sys::{Dpdk, RTE_PKTMBUF_HEADROOM, rte_mempool};
 
-use crate::config::BURST;
+use crate::config::CACHE;
 use crate::error::{PortError, cause};
 use crate::log;
 
@@ -63,14 +64,17 @@ impl Pools {
         if let Some(place) = self.retired.iter().position(is_wanted) {
             return Ok(self.retired.swap_remove(place));
         }
-        let pool = create(dpdk, &format!("ferrule-{}", self.made), device, shape)?;
+        let pool = create(dpdk, device, shape)?;
         self.made += 1;
         Ok(pool)
     }
 }
 
-fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool, PortError> {
+fn create(dpdk: &Dpdk, device: &str, shape: Shape) -> Result<Mempool, PortError> {
+    /// No two pools of a process may have the same name.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let Shape { count, room, node, in_hugepages } = shape;
+    let name = format!("ferrule-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let name = CString::new(name).unwrap_or_default();
     let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
     let create = |node| {
@@ -99,7 +103,4 @@ fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool
     Ok(Mempool { pointer, shape })
 }
 
-/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever. Twice a burst: a cache that a burst
-/// empties and fills goes to the pool each time, whose mbufs come in turns, so that none is in the CPU's caches.
-pub(crate) const CACHE: u32 = 2 * BURST as u32;
 pub(crate) const ANY_NODE: i32 = -1;

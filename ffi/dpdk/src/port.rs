@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_dev_info, rte_ether_addr};
@@ -38,6 +38,7 @@ pub struct Port {
     /// The interface of the kernel that it is made of, if it is of one, by its number.
     interface: u32,
     pub(crate) watch: Option<Watch>,
+    tx_refused: AtomicU64,
     /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
     turn: Mutex<()>,
 }
@@ -98,6 +99,16 @@ impl Port {
         self.finishes
     }
 
+    /// Frames that were dropped since the device did not take them.
+    pub(crate) fn tx_refused(&self) -> u64 {
+        self.tx_refused.load(Ordering::Relaxed)
+    }
+
+    /// One more of them.
+    pub(crate) fn count_refused(&self) {
+        self.tx_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn dpdk(&self) -> &'static Dpdk {
         &self.eal.dpdk
     }
@@ -144,6 +155,7 @@ impl Port {
             is_started: false,
             interface: 0,
             watch: None,
+            tx_refused: AtomicU64::new(0),
             turn: Mutex::default(),
         })
     }

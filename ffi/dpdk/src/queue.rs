@@ -12,6 +12,7 @@ use ferrule_ffi::span::{Span, SpanMut};
 use crate::config::{BURST, Finishes};
 use crate::pool::Mempool;
 use crate::port::Port;
+use crate::stall::Stall;
 
 /// Pieces of a frame.
 pub const SEGMENTS_MAX: usize = FERRULE_SEGMENTS_MAX as usize;
@@ -135,6 +136,7 @@ pub struct TxQueue {
     pub(crate) frames: Box<[ferrule_frame; BURST]>,
     /// As many of them wait to be sent.
     pub(crate) stored: usize,
+    stall: Stall,
 }
 
 // SAFETY: as for `RxQueue`; a pool is never freed.
@@ -179,7 +181,14 @@ pub enum Stored {
 
 impl TxQueue {
     pub(crate) fn new(port: Arc<Port>, queue: u16, pool: &Mempool) -> Self {
-        Self { port, queue, pool: pool.pointer.as_ptr(), frames: Box::new(no_frames()), stored: 0 }
+        Self {
+            port,
+            queue,
+            pool: pool.pointer.as_ptr(),
+            frames: Box::new(no_frames()),
+            stored: 0,
+            stall: Stall::default(),
+        }
     }
 
     /// Stores copies of the first frames, as far as there is room and each may be sent. How many.
@@ -223,12 +232,43 @@ impl TxQueue {
         Stored::Yes
     }
 
-    /// Sends what is stored, as far as the device takes it. `true`: all.
+    /// Sends what is stored, as far as the device takes it. `true`: nothing is left. A frame that it does not take for long, and none of
+    /// those behind it, is dropped and counted.
     #[inline]
     pub fn flush(&mut self) -> bool {
         if self.stored == 0 {
             return true;
         }
+        if self.send() > 0 {
+            self.stall.end();
+        } else {
+            self.drop_refused();
+        }
+        self.stored == 0
+    }
+
+    /// Drops the first frames, if the device has taken none for too long, until it takes one.
+    #[cold]
+    fn drop_refused(&mut self) {
+        if !self.stall.took_nothing() {
+            return;
+        }
+        self.stall.end();
+        while self.stored > 0 {
+            // SAFETY: one mbuf that is ours; the others take its place.
+            unsafe { self.port.dpdk().ferrule_free(self.frames.as_mut_ptr(), 1) };
+            self.frames.copy_within(1..self.stored, 0);
+            self.stored -= 1;
+            self.port.count_refused();
+            if self.send() > 0 {
+                break;
+            }
+        }
+    }
+
+    /// Sends what is stored, as far as the device takes it. How many.
+    #[inline]
+    fn send(&mut self) -> usize {
         // SAFETY: the port is started while one of its queues is there, this is the only owner of the queue, and the first
         // `stored` frames are mbufs of ours. Those that are sent are not looked at again.
         let sent = unsafe {
@@ -237,7 +277,7 @@ impl TxQueue {
         let sent = usize::from(sent).min(self.stored);
         self.frames.copy_within(sent..self.stored, 0);
         self.stored -= sent;
-        self.stored == 0
+        sent
     }
 
     /// Receives frames, unless some were not taken yet, and sends them without copying them: their buffers come back to their own port's
@@ -268,6 +308,9 @@ impl TxQueue {
         let left = unsafe { self.port.dpdk().ferrule_move(&raw const path, rx.frames.as_mut_ptr(), &raw mut moved) };
         rx.refused += moved.refused;
         (rx.released, rx.taken, rx.received) = (0, 0, usize::from(left));
+        if moved.frames > 0 {
+            self.stall.end();
+        }
         match (left, moved.frames) {
             (0, count) => MovedFrames { count: count as usize, bytes: moved.bytes, end: MoveEnd::Empty },
             // Why, is seen frame by frame.
@@ -279,6 +322,23 @@ impl TxQueue {
     /// The same with what is left of a burst.
     #[cold]
     fn move_pending(&mut self, rx: &mut RxQueue) -> MovedFrames {
+        let mut moved = self.try_to_move(rx);
+        if moved.count > 0 || moved.end != MoveEnd::Full {
+            self.stall.end();
+        } else if self.stall.took_nothing() {
+            self.stall.end();
+            // As in `drop_refused`.
+            while moved.count == 0 && moved.end == MoveEnd::Full {
+                rx.take(1);
+                rx.release();
+                self.port.count_refused();
+                moved = self.try_to_move(rx);
+            }
+        }
+        moved
+    }
+
+    fn try_to_move(&mut self, rx: &mut RxQueue) -> MovedFrames {
         let limits = (self.port.frame_max(), self.port.segments_max());
         let can_move = |frame: &&ferrule_frame| can_move(frame, limits);
         let count = rx.pending().iter().take_while(can_move).count();

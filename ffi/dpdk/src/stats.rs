@@ -65,14 +65,15 @@ impl Port {
         })
     }
 
-    /// Its counters: those that every port has, and its driver's own (`xstats`), which begin with `x_`. None, if its driver counts
-    /// nothing.
+    /// Its counters: what it did not take (`tx_refused`), those that every port has, and its driver's own (`xstats`), which begin with
+    /// `x_`. Only the first, if its driver counts nothing.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>, PortError> {
+        let refused = [("tx_refused".to_owned(), self.tx_refused())];
         // SAFETY: of numbers.
         let mut stats: rte_eth_stats = unsafe { zeroed() };
         // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
         match self.call("rte_eth_stats_get", |dpdk| unsafe { dpdk.rte_eth_stats_get(self.id(), &raw mut stats) }) {
-            Err(error) if error.is_unsupported() => return Ok(BTreeMap::new()),
+            Err(error) if error.is_unsupported() => return Ok(refused.into()),
             told => told?,
         };
         let named = [
@@ -85,7 +86,8 @@ impl Port {
             ("tx_errors", stats.oerrors),
             ("rx_no_buffer", stats.rx_nombuf),
         ];
-        let mut counters: BTreeMap<_, _> = named.map(|(name, value)| (name.to_owned(), value)).into();
+        let named = named.map(|(name, value)| (name.to_owned(), value));
+        let mut counters: BTreeMap<_, _> = refused.into_iter().chain(named).collect();
         let own = match self.xstats() {
             Err(error) if error.is_unsupported() => Vec::new(),
             told => told?,
@@ -160,7 +162,7 @@ mod tests {
         drop((port, queues));
         let eal = eal_with(|dpdk| (dpdk.rte_eth_stats_get, dpdk.ferrule_link_get) = (no_stats, no_link));
         let (port, queues) = open(eal, "net_null5,size=64").unwrap();
-        assert_eq!(port.counters().unwrap(), BTreeMap::new());
+        assert_eq!(port.counters().unwrap(), BTreeMap::from([("tx_refused".to_owned(), 0)]));
         let status = port.status().unwrap();
         assert_eq!((status.link_is_up, status.speed_mbps, status.mtu), (None, None, 1500));
         drop((port, queues));

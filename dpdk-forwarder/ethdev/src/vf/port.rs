@@ -5,9 +5,10 @@ use ferrule_dataplane::port::external::{DeviceError, ExternalPort};
 use ferrule_dataplane::spec::FieldError;
 
 use super::spec::VfSpec;
+use crate::address::{pci_address, pci_identity};
 #[cfg(no_dpdk)]
 use crate::port::built_without;
-use crate::port::{check_queues_and_mtu, pci_address, pci_identity};
+use crate::port::check_queues_and_mtu;
 
 impl ExternalPort for VfSpec {
     fn kind(&self) -> &'static str {
