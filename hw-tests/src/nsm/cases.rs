@@ -294,7 +294,7 @@ fn refusals(node: &mut MeshNode) -> Result<()> {
     // An interface of that name is there already, and is not ours.
     client.stop();
     client_pod.wait_interfaces(0, TIMEOUT)?;
-    client_pod.netns().ip(&format!("link add {INTERFACE} type dummy"));
+    client_pod.netns().ip(&format!("link add {INTERFACE} type veth peer name other"));
     let taken = node.start_client(&client_pod, 0)?;
     taken.wait_for("the name is taken");
     taken.stop();
