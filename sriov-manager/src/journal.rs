@@ -20,7 +20,8 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::address::PciAddress;
-use crate::lease::{Claim, Cordon, Lease, MadeByHand, PolicyDocument, Resize};
+use crate::lease::{Claim, Cordon, Lease, PolicyDocument, Resize};
+use crate::num_vfs::MadeByHand;
 
 /// The journal of a state directory, locked against a second writer. What it says is [`Facts`], which whoever writes keeps:
 /// the disk may be slow, and what is true is asked for meanwhile.
@@ -414,7 +415,7 @@ mod tests {
     use crate::address::Driver;
     use crate::attributes::Attributes;
     use crate::lease::{Stage, Wanted};
-    use crate::policy::NumVfs;
+    use crate::num_vfs::NumVfs;
 
     /// A journal with its facts, as its owner keeps them.
     struct Kept {

@@ -10,7 +10,6 @@ use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Attributes, Mac, VfState};
 use crate::inventory::VirtualFunction;
 use crate::plan::Binding;
-use crate::policy::NumVfs;
 
 /// A VF that is lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -279,13 +278,4 @@ pub struct Resize {
     /// Whether somebody wants it, whatever the policies say.
     #[serde(default)]
     pub by_hand: bool,
-}
-
-/// A number of VFs that somebody made, whatever the policies say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeByHand {
-    /// The boot during which it was made: its VFs do not outlive it.
-    pub boot: String,
-    /// What the policies wanted: if they say something else, that counts.
-    pub wanted: NumVfs,
 }

@@ -34,6 +34,7 @@ pub mod kernel;
 pub mod lease;
 pub mod look;
 pub mod metrics;
+pub mod num_vfs;
 pub mod plan;
 pub mod policy;
 mod reload;

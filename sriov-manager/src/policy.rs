@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix::unistd::{Group, User};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::address::{Driver, PciAddress};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::lease::Lease;
+pub use crate::num_vfs::NumVfs;
 
 mod merged;
 mod warnings;
@@ -62,16 +62,6 @@ impl Source {
     pub fn prefix(&self, field: &str) -> String {
         self.lines.get(field).map_or_else(String::new, |line| format!("{}:{line}: ", self.file))
     }
-}
-
-/// How many VFs a PF is to have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NumVfs {
-    /// So many.
-    Exactly(u32),
-    /// As many as it offers, if it has none yet: what NSM's forwarder does.
-    AllIfNone,
 }
 
 /// Fits PFs of which everything that is named is true.

@@ -9,7 +9,8 @@ use ferrule_daemon::settings::Field;
 
 use super::pools::{driver_name, vf_driver_name};
 use super::source;
-use crate::policy::{NumVfs, PfSelector, Policies, Pool};
+use crate::num_vfs::NumVfs;
+use crate::policy::{PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {
     let Some(table) = root.table(&["physicalFunctions"]) else { return Policies::default() };

@@ -7,7 +7,8 @@ use ferrule_daemon::settings::{Field, Table};
 
 use super::source;
 use crate::Driver;
-use crate::policy::{NumVfs, PfSelector, Policies, Pool};
+use crate::num_vfs::NumVfs;
+use crate::policy::{PfSelector, Policies, Pool};
 
 /// Reads the items of `pools:`.
 pub(super) fn read(entries: &[Field<'_>]) -> Policies {

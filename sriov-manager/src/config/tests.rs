@@ -6,7 +6,8 @@ use super::*;
 use crate::Driver;
 use crate::fake::FakeNode;
 use crate::inventory::Inventory;
-use crate::policy::{NumVfs, OperatorPolicy, PfSelector, Policies, Pool, Principal, Source};
+use crate::num_vfs::NumVfs;
+use crate::policy::{OperatorPolicy, PfSelector, Policies, Pool, Principal, Source};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {

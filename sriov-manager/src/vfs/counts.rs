@@ -10,8 +10,7 @@ use super::create::{HostVfs, WantedBy};
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::journal::Record;
-use crate::lease::MadeByHand;
-use crate::policy::NumVfs;
+use crate::num_vfs::{MadeByHand, NumVfs};
 
 /// What was last seen to with the numbers of VFs of PFs.
 #[derive(Clone)]
