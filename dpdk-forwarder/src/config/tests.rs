@@ -127,8 +127,8 @@ wires:
     let told = Config::parse("f", text).unwrap_err().to_string();
     let told: Vec<_> = told.lines().map(|line| line.split_once(": ").unwrap().1).collect();
     let wanted = [
-        "wires[0].ends: both ends are vf 0000:3b:02.1",
-        "wires[1].ends[0].vf: vf 0000:3b:02.1 is taken already, by the wire `a` on line 2; choose another device for one of them",
+        "wires[0].ends: both ends are PCI device 0000:3b:02.1",
+        "wires[1].ends[0].vf: PCI device 0000:3b:02.1 is taken already, by the wire `a` on line 2; choose another device for one of them",
         "wires[1].ends[1].vf.trust: `maybe`; `true` or `false` is wanted",
         "wires[1].ends[1].vf.pool: missing; a pool of sriov-manager is wanted, or the `address` of a VF",
         "wires[1].ends[1].vf.vlan: 4095; 1 to 4094 are possible",
@@ -176,11 +176,11 @@ wires.yaml:4:10: metrics: `localhost`; an address as in `127.0.0.1:9090` is want
 wires.yaml:5:1: wiers: unknown key; did you mean `wires`?
 wires.yaml:8:11: wires[0].full: `block`; `hold` or `drop` is wanted
 wires.yaml:10:26: wires[0].ends[0].memif.socket: `m.sock`: a path must be absolute (an abstract name begins with `@`)
-wires.yaml:10:40: wires[0].ends[0].memif.role: `master`; `server` or `client` is wanted
+wires.yaml:10:40: wires[0].ends[0].memif.role: `master` is `server` here
 wires.yaml:10:48: wires[0].ends[0].memif.rnig: unknown key; did you mean `ring`?
 wires.yaml:10:65: wires[0].ends[0].memif.queues: 17 queues; 1 to 16 are possible
 wires.yaml:11:31: wires[0].ends[1].vhost-user.socket: `vm.sock`: a path must be absolute (an abstract name begins with `@`)
-wires.yaml:11:46: wires[0].ends[1].vhost-user.mode: `master`; `server` or `client` is wanted
+wires.yaml:11:46: wires[0].ends[1].vhost-user.mode: `master` is `server` here
 wires.yaml:11:62: wires[0].ends[1].vhost-user.queues: 99 queue pairs; 1 to 16 are possible
 wires.yaml:11:74: wires[0].ends[1].vhost-user.packed: `no`; `true` or `false` is wanted
 wires.yaml:11:83: wires[0].ends[1].vhost-user.mtu: 20 bytes; 68 to 65521 are possible

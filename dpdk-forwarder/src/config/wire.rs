@@ -278,10 +278,12 @@ fn read_ethdev(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let device =
         table.required("device", "a text of devargs as in `net_af_packet0,iface=eth1`").and_then(|field| field.text());
     let number = |key| table.optional(key).and_then(|field: Field<'_>| field.number(0..=u64::from(u32::MAX)));
+    // A name that nobody gives, and that is one: a device that is missing is told once.
+    let nameless = || format!("net_null-not-given-{}", diagnostics.unique());
     let ethdev = EthdevSpec {
         queues: number("queues").unwrap_or(1),
         mtu: number("mtu"),
-        ..EthdevSpec::new(device.map_or_else(|| stand_in(diagnostics), ToOwned::to_owned))
+        ..EthdevSpec::new(device.map_or_else(nameless, ToOwned::to_owned))
     };
     End { spec: EndSpec::External(ethdev.into()), mode_known: true }
 }
