@@ -70,7 +70,8 @@ fn observer(die_at: Option<u64>, pause_before_unbind: Option<PathBuf>) -> Observ
         if let (Some(file), Point::Before(Step::Unbind { .. })) = (&pause_before_unbind, point)
             && std::fs::write(file, "").is_ok()
         {
-            while file.exists() {
+            // Whoever waits may put a folder in its place, so that no later unbind pauses.
+            while file.is_file() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
