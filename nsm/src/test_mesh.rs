@@ -180,9 +180,21 @@ impl Mesh {
         let handler = KernelEndpoint::new(Arc::clone(&self.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
         let calls = ConnectionServer::new(name, LIFETIME, handler);
         self.serve(name, &[self.address(name)], router(&calls)).await;
+        self.register_endpoint(name, manager).await;
+    }
+
+    async fn register_endpoint(&mut self, name: &str, manager: &str) {
         let registry = self.registry_at(name, manager, DEADLINE);
         registry.register_service(&NetworkService { name: "vpn".to_owned(), ..Default::default() }).await.unwrap();
         registry.register(&registration(name, "vpn", &self.address(name).to_string()), None).await.unwrap();
+    }
+
+    /// Kills the manager. Another one comes in its place, which knows the endpoint only.
+    pub(crate) async fn replace_manager(&mut self) {
+        self.kill("nsmgr").await;
+        let registry = LocalRegistry::new(Arc::new(MemoryRegistry::new(RegistryLimits::default())));
+        self.manager("nsmgr", registry, &[self.address("nsmgr")]).await;
+        self.register_endpoint("nse", "nsmgr").await;
     }
 
     /// A forwarder that passes its socket when it registers.
@@ -196,6 +208,11 @@ impl Mesh {
         let handler = TestForwarder { registry: Arc::clone(&registry), identity, manner, hops: Mutex::default() };
         let calls = ConnectionServer::new(name, LIFETIME, handler);
         self.serve(name, &[self.address(name)], router(&calls)).await;
+        self.register_forwarder(name, &registry).await;
+    }
+
+    /// As it does again when its manager was replaced.
+    pub(crate) async fn register_forwarder(&self, name: &str, registry: &RegistryClient) {
         let socket = Arc::new(path(&self.directory.join(name)));
         let mut registration = registration(name, "forwarder", &Inode::of(&socket).unwrap().to_string());
         let labels = NetworkServiceLabels { labels: [("p2p".to_owned(), "true".to_owned())].into() };
@@ -238,7 +255,7 @@ impl Mesh {
         self.sources.entry(name.to_owned()).or_insert_with(new).1.clone()
     }
 
-    fn registry_at(&mut self, name: &str, at: &str, timeout: Duration) -> Arc<RegistryClient> {
+    pub(crate) fn registry_at(&mut self, name: &str, at: &str, timeout: Duration) -> Arc<RegistryClient> {
         let kept = KeptConnection::new(self.address(at), self.source(name), patient());
         Arc::new(RegistryClient::new(kept, timeout))
     }

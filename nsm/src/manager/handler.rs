@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 use crate::identity::IdentitySource;
@@ -26,6 +26,8 @@ pub struct Manager {
     options: DialOptions,
     /// By the ids of their connections.
     hops: Mutex<BTreeMap<String, Hop>>,
+    /// Since when forwarders can register.
+    started: Instant,
 }
 
 /// The forwarder of a connection.
@@ -46,7 +48,7 @@ impl Drop for Hop {
 impl Manager {
     /// Of the forwarders in this registry, called as this identity.
     pub fn new(registry: LocalRegistry, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { registry, identity, options, hops: Mutex::default() }
+        Self { registry, identity, options, hops: Mutex::default(), started: Instant::now() }
     }
 
     /// The forwarders that a connection may go through, the one that it goes through first.
@@ -102,6 +104,48 @@ impl Manager {
                     let _ = next.close(*made, files, left()).await;
                 }
                 Err(error.status)
+            }
+        }
+    }
+
+    /// The forwarder of this name. Those of before a manager's start register again soon.
+    async fn forwarder(&self, name: &str, until: Instant) -> Option<FoundEndpoint> {
+        let names = vec![FORWARDER_SERVICE.to_owned()];
+        let query = NetworkServiceEndpoint {
+            name: name.to_owned(),
+            network_service_names: names,
+            ..NetworkServiceEndpoint::default()
+        };
+        let until = until.min(self.started + REGISTERING);
+        loop {
+            // One whose name begins with this one is another.
+            let mut found = self.registry.find_endpoints(&query).into_iter();
+            match found.find(|found| found.endpoint.name == name) {
+                Some(found) => return Some(found),
+                None if Instant::now() >= until => return None,
+                None => sleep(REGISTERING_POLL).await,
+            }
+        }
+    }
+
+    /// Closes a connection at the forwarder of a name, or at one that has just come in its place and is about to register.
+    async fn close_at_successor(
+        &self,
+        name: &str,
+        connection: Connection,
+        files: &[Arc<OwnedFd>],
+        until: Instant,
+    ) -> Result<(), Status> {
+        let patience = until.min(Instant::now() + REGISTERING);
+        loop {
+            let Some(forwarder) = self.forwarder(name, until).await else { return Ok(()) };
+            match self.dial(&forwarder).await {
+                Ok(next) => {
+                    return next.close(connection, files, until.saturating_duration_since(Instant::now())).await;
+                }
+                Err(status) if Instant::now() >= patience => return Err(status),
+                // It is registered with the socket of before.
+                Err(_) => sleep(REGISTERING_POLL).await,
             }
         }
     }
@@ -198,9 +242,22 @@ impl Handler for Manager {
             return hop.next.close(call.connection, &hop.files, call.limit).await;
         }
         // It was restarted, say: what it still has is its own to find, once it is told.
-        let query = NetworkServiceEndpoint { name: hop.forwarder.clone(), ..NetworkServiceEndpoint::default() };
-        let Some(forwarder) = self.registry.find_endpoints(&query).into_iter().next() else { return Ok(()) };
-        self.dial(&forwarder).await?.close(call.connection, &hop.files, call.limit).await
+        let until = Instant::now() + call.limit;
+        self.close_at_successor(&hop.forwarder, call.connection, &hop.files, until).await
+    }
+
+    /// A manager that came in another one's place knows nothing of its connections, but their forwarders do.
+    async fn close_unknown(&self, call: Call) -> Result<(), Status> {
+        let until = Instant::now() + call.limit;
+        let name = next_name(&call.connection, call.place.own);
+        if name.is_empty() {
+            return Ok(());
+        }
+        let name = name.to_owned();
+        // Without its file it is closed as well.
+        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), &call.connection.mechanism);
+        let files = files.await.unwrap_or_default().all();
+        self.close_at_successor(&name, call.connection, &files, until).await
     }
 }
 
@@ -209,3 +266,7 @@ fn next_name(connection: &Connection, own: usize) -> &str {
     let segments = connection.path.as_ref().map_or(&[][..], |path| &path.path_segments);
     segments.get(own + 1).map_or("", |segment| &segment.name)
 }
+
+/// So long after its start, or ours, a forwarder may still be about to register again.
+const REGISTERING: Duration = Duration::from_secs(5);
+const REGISTERING_POLL: Duration = Duration::from_millis(50);

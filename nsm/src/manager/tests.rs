@@ -103,6 +103,19 @@ async fn what_a_forwarder_has_made_is_closed_when_its_answer_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_close_through_a_manager_that_was_replaced_reaches_the_forwarder_as_soon_as_that_is_registered_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
+    let answer = mesh.ask(&mesh.client().await, first("a")).await.unwrap();
+    mesh.replace_manager().await;
+    let (client, registry) = (mesh.client().await, mesh.registry_at("fwd", "nsmgr", DEADLINE));
+    tokio::join!(mesh.close(&client, answer), mesh.register_forwarder("fwd", &registry));
+    // There are two addresses, and they were given back.
+    mesh.ask(&client, first("b")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_new_choice_begins_anew() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;

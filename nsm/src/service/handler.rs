@@ -20,6 +20,12 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Takes down what an earlier request has made. What does not exist any more is no error.
     async fn close(&self, call: Call) -> Result<(), Status>;
+
+    /// Is asked to close what is not known here. Whoever was started again has forgotten what the next process may still have: the path
+    /// says who that is. By default there is nothing to be done.
+    async fn close_unknown(&self, _call: Call) -> Result<(), Status> {
+        Ok(())
+    }
 }
 
 /// One request, refresh or close.

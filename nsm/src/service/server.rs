@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -194,8 +195,8 @@ impl<H: Handler> Serving<H> {
     }
 
     async fn close(self: Arc<Self>, mut asked: Connection, place: Place, incoming: Incoming) -> Result<(), Status> {
-        // What is not known is closed, whoever asks.
         if !self.table.knows(&asked.id) {
+            self.close_unknown(asked, place, incoming).await;
             return Ok(());
         }
         // What lies further left may have run out meanwhile: whoever asked for it last may always give it back.
@@ -209,6 +210,30 @@ impl<H: Handler> Serving<H> {
         }
         self.close_held(&mut held, Some(incoming.peer), incoming.limit).await;
         Ok(())
+    }
+
+    /// What is not known is closed, whoever asks. For whoever is believed the handler has what others may still have closed as well.
+    async fn close_unknown(&self, mut asked: Connection, place: Place, incoming: Incoming) {
+        let owner = incoming.check(&mut asked, place).and_then(|()| self.owner(&asked, place));
+        let Ok(owner) = owner else { return };
+        // Nobody makes it meanwhile.
+        let Ok(mut held) = self.table.hold(&asked.id, &owner).await else { return };
+        let Incoming { peer, limit, .. } = incoming;
+        if held.entry().known.is_some() {
+            return self.close_held(&mut held, Some(peer), limit).await;
+        }
+        let id = asked.id.clone();
+        let call = Call {
+            connection: asked,
+            preferences: Vec::new(),
+            known: None,
+            place,
+            peer: Some(peer),
+            limit,
+            monitor: self.monitor.clone(),
+            answered: Answered::default(),
+        };
+        tell_of_close(&id, limit, timeout(limit + GRACE, self.handler.close_unknown(call)).await);
     }
 
     /// Closes what is there. What the handler could not take down is gone here all the same: nobody would ask again.
@@ -234,11 +259,7 @@ impl<H: Handler> Serving<H> {
 
     async fn close_by_handler(&self, call: Call) {
         let (id, limit) = (call.connection.id.clone(), call.limit);
-        match timeout(limit + GRACE, self.handler.close(call)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(status)) => tracing::warn!(id, %status, "the connection was not closed cleanly"),
-            Err(_) => tracing::warn!(id, ?limit, "the connection was not closed in time"),
-        }
+        tell_of_close(&id, limit, timeout(limit + GRACE, self.handler.close(call)).await);
     }
 
     /// Closes a connection when its caller's token runs out: nobody has refreshed it.
@@ -285,6 +306,14 @@ impl Incoming {
         place.put_tokens(connection, self.theirs.as_ref(), &self.ours);
         let path = connection.path.get_or_insert_default();
         Ok(check_caller(path, place, self.peer.certificate(), self.now)?)
+    }
+}
+
+fn tell_of_close(id: &str, limit: Duration, closed: Result<Result<(), Status>, Elapsed>) {
+    match closed {
+        Ok(Ok(())) => {}
+        Ok(Err(status)) => tracing::warn!(id, %status, "the connection was not closed cleanly"),
+        Err(_) => tracing::warn!(id, ?limit, "the connection was not closed in time"),
     }
 }
 

@@ -51,6 +51,12 @@ impl Handler for Recorder {
         self.closed.notify_one();
         Err(Status::unavailable("what does not work does not keep the rest from being closed"))
     }
+
+    async fn close_unknown(&self, call: Call) -> Result<(), Status> {
+        assert_eq!(call.connection.path.unwrap().index as usize, call.place.own);
+        self.seen.lock().unwrap().push("close unknown".to_owned());
+        Ok(())
+    }
 }
 
 /// nsmgr serves, nsc calls; somebody else is there too.
@@ -135,7 +141,7 @@ async fn a_connection_is_made_refreshed_shown_and_closed() {
     assert_eq!(again.path.as_ref().unwrap().path_segments[1].id, path.path_segments[1].id);
     mesh.close(&mesh.nsc, again.clone()).await.unwrap();
     mesh.close(&mesh.nsc, again).await.unwrap();
-    assert_eq!(mesh.seen(), ["request", "refresh", "close"], "the second close is of nothing");
+    assert_eq!(mesh.seen(), ["request", "refresh", "close", "close unknown"], "the second close is of nothing here");
     assert!(mesh.states().is_empty());
 }
 
@@ -275,6 +281,22 @@ async fn callers_that_are_not_believed_are_refused_and_leave_nothing() {
     without.extensions_mut().insert(Peer::seen_by(&mesh.nsmgr, &mesh.nsc));
     assert_eq!(mesh.server.request(without).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(mesh.request(Connection::default()).await.unwrap_err().code(), Code::PermissionDenied, "an empty path");
+    assert!(mesh.seen().is_empty() && mesh.states().is_empty());
+}
+
+#[tokio::test]
+async fn a_close_of_what_is_not_known_is_ok_and_goes_on_only_for_whoever_is_believed() {
+    let mesh = Mesh::new();
+    let mut made = first();
+    made.path.as_mut().unwrap().path_segments.push(PathSegment {
+        name: "nsmgr".to_owned(),
+        id: "m".to_owned(),
+        ..PathSegment::default()
+    });
+    mesh.close(&mesh.nsc, made.clone()).await.unwrap();
+    assert_eq!(mesh.seen(), ["close unknown"]);
+    let elsewhere = Token::sign(&mesh.nsc.svid, mesh.other.svid.certificate().id(), LIFETIME, SystemTime::now());
+    mesh.server.close(mesh.with_token(&mesh.nsc, made, &elsewhere)).await.unwrap();
     assert!(mesh.seen().is_empty() && mesh.states().is_empty());
 }
 
