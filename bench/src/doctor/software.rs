@@ -1,5 +1,6 @@
 //! Software: the IOMMU, VFIO, libdpdk, and what moves interrupts about.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::finding::{Finding, Verdict, by_hand, command, kernel};
@@ -56,9 +57,9 @@ fn irqbalance(tree: &Tree) -> Finding {
 }
 
 fn libdpdk(tree: &Tree) -> Finding {
-    let abis: Vec<_> = FOLDERS.iter().flat_map(|folder| tree.names(folder)).filter_map(|name| abi(&name)).collect();
-    let drivers = FOLDERS.iter().flat_map(|folder| {
-        let plugins = tree.names(folder).into_iter().filter(|name| name == "dpdk");
+    let abis: BTreeSet<_> = folders().flat_map(|folder| tree.names(&folder)).filter_map(|name| abi(&name)).collect();
+    let drivers = folders().flat_map(|folder| {
+        let plugins = tree.names(&folder).into_iter().filter(|name| name == "dpdk");
         plugins.flat_map(move |plugin| {
             let path = format!("{folder}/{plugin}");
             tree.names(&path).into_iter().map(move |pmds| format!("{path}/{pmds}"))
@@ -67,7 +68,8 @@ fn libdpdk(tree: &Tree) -> Finding {
     let nics = drivers
         .flat_map(|folder| tree.names(&folder))
         .filter(|name| name.starts_with("librte_net_") && Path::new(name).extension().is_some_and(|end| end == "so"));
-    let nics = nics.count();
+    // A folder may have two names: by them its drivers are seen twice.
+    let nics = nics.collect::<BTreeSet<_>>().len();
     let should = format!("librte_eal.so.{}, and drivers of NICs", wanted_abi().unwrap_or_else(|| "N".to_owned()));
     let install = command("apt-get install --no-install-recommends dpdk librte-meta-net librte-meta-bus");
     if let Some(missing) = crate::ports::MISSING {
@@ -101,12 +103,8 @@ fn wanted_abi() -> Option<String> {
     Some((year.parse::<u32>().ok()? + 1).to_string())
 }
 
-/// Where libraries are.
-const FOLDERS: [&str; 6] = [
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/aarch64-linux-gnu",
-    "usr/lib64",
-    "usr/local/lib/x86_64-linux-gnu",
-    "usr/local/lib/aarch64-linux-gnu",
-    "usr/local/lib64",
-];
+/// Where libraries are. `/lib` and `/usr/lib` are one folder on most systems, and not on all.
+fn folders() -> impl Iterator<Item = String> {
+    let below = ["lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "lib64"];
+    ["", "usr/", "usr/local/"].into_iter().flat_map(move |above| below.map(|folder| format!("{above}{folder}")))
+}

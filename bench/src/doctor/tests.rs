@@ -284,6 +284,22 @@ fn a_vf_is_judged_by_the_slot_of_its_pf_and_a_port_that_is_not_there_is_named() 
 }
 
 #[test]
+fn libdpdk_is_found_below_lib_too_and_a_folder_of_two_names_is_looked_at_once() {
+    let machine = MadeMachine::good();
+    machine.link("lib", "usr/lib");
+    let is = || {
+        let report = machine.examine();
+        report.findings.iter().find(|finding| finding.check == "libdpdk").unwrap().is.clone()
+    };
+    assert_eq!(is(), "librte_eal.so.23, 1 drivers of NICs");
+    machine.remove("lib");
+    machine.remove("usr/lib/x86_64-linux-gnu/librte_eal.so.23");
+    assert_eq!(is(), "not installed");
+    machine.file("lib/x86_64-linux-gnu/librte_eal.so.23", "");
+    assert_eq!(is(), "librte_eal.so.23, 1 drivers of NICs");
+}
+
+#[test]
 fn every_check_has_its_row_in_the_page() {
     let page = include_str!("../../../docs/bare-metal.md");
     let checks: BTreeSet<_> = MadeMachine::bad().examine().findings.iter().map(|finding| finding.check).collect();
