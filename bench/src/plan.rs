@@ -318,13 +318,14 @@ fn on_ports(args: &BenchArgs, devices: &[String; 2], cpus: &Cpus) -> Result<Vec<
     // A forwarder beside the bench takes as much.
     let all_mib = u64::from(memory_mib) * if args.at.is_empty() { 2 } else { 1 };
     let dpdk = DpdkStart { memory_mib, hugepages: doctor::free_hugepages_mib() >= all_mib };
+    let stamps = matches!(args.method(), MethodName::Fixed | MethodName::Latency);
     let group = |cases: Vec<Case>, mtu: Option<u16>| {
         (!cases.is_empty()).then(|| Group {
             ends: [EndKind::Port; 2],
             buffer: BUFFER,
             programs: vec![program.clone()],
             cases,
-            ports: Some(PortSetup { devices: devices.clone(), queues: queues as u16, mtu, dpdk }),
+            ports: Some(PortSetup { devices: devices.clone(), queues: queues as u16, mtu, stamps, dpdk }),
             devices: args.device.clone().try_into().ok(),
         })
     };
@@ -555,7 +556,9 @@ mod tests {
             (MethodName::Throughput, &Program::Between("switch".to_owned()))
         );
         let ports = switch.groups[0].ports.as_ref().unwrap();
-        assert_eq!((&*ports.devices[1], ports.queues, ports.mtu), ("0000:3b:00.1", 1, None));
+        assert_eq!((&*ports.devices[1], ports.queues, ports.mtu, ports.stamps), ("0000:3b:00.1", 1, None, false));
+        let latency = plan("--at switch --method latency");
+        assert!(latency.groups[0].ports.as_ref().unwrap().stamps, "stamps are asked for where latency is");
         let jumbo = plan("--size 64,1518,9018 --both --at x --memory 512");
         let of = |group: usize| jumbo.groups[group].ports.as_ref().unwrap();
         assert_eq!((of(0).mtu, of(1).mtu, of(1).dpdk.memory_mib), (None, Some(9000), 512));

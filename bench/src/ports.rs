@@ -3,6 +3,8 @@
 //! DPDK is loaded when such ports are asked for, and not before. Where this was built without it, [`PortPair`] is never made.
 
 #[cfg(has_dpdk)]
+mod clock;
+#[cfg(has_dpdk)]
 mod dpdk;
 #[cfg(not(has_dpdk))]
 mod without;
@@ -24,6 +26,8 @@ pub(crate) struct PortSetup {
     pub queues: u16,
     /// Their MTU; none: what they have.
     pub mtu: Option<u16>,
+    /// Whether frames are to say by the NIC's clock when they arrived, if it can. Some drivers receive more slowly then.
+    pub stamps: bool,
     /// How DPDK is started.
     pub dpdk: DpdkStart,
 }
@@ -51,6 +55,8 @@ pub(crate) struct PortInfo {
     pub numa_node: Option<u32>,
     pub queues: u16,
     pub is_promiscuous: bool,
+    /// Whether its frames can say by its clock when they arrived, if that was asked for.
+    pub has_clock: bool,
 }
 
 impl PortInfo {
@@ -67,9 +73,10 @@ impl PortInfo {
             (false, None) => ", of unknown speed".to_owned(),
         };
         let node = self.numa_node.map(|node| format!(", NUMA node {node}")).unwrap_or_default();
-        let (Self { device, driver, mac, queues, .. }, all) =
-            (self, if self.is_promiscuous { "" } else { ", its own address only" });
-        format!("{device} ({driver}){speed}, MAC {mac}{node}, {queues} queue(s){all}")
+        let Self { device, driver, mac, queues, .. } = self;
+        let all = if self.is_promiscuous { "" } else { ", its own address only" };
+        let clock = if self.has_clock { ", a clock that stamps what arrives" } else { "" };
+        format!("{device} ({driver}){speed}, MAC {mac}{node}, {queues} queue(s){all}{clock}")
     }
 }
 
@@ -133,13 +140,15 @@ mod tests {
             numa_node: Some(1),
             queues: 2,
             is_promiscuous: false,
+            has_clock: device != "net_ring0",
         };
         assert_eq!(port("0000:3b:00.0").line(), Some(25e9));
         assert_eq!(port("net_ring0").line(), None);
         let words = port("0000:3b:00.0").words();
         assert_eq!(
             words,
-            "0000:3b:00.0 (d), 25 Gbit/s, MAC 02:00:00:00:00:01, NUMA node 1, 2 queue(s), its own address only"
+            "0000:3b:00.0 (d), 25 Gbit/s, MAC 02:00:00:00:00:01, NUMA node 1, 2 queue(s), its own address only, a clock that stamps what \
+             arrives"
         );
         assert!(port("net_ring0").words().contains("a software device"));
     }

@@ -137,7 +137,7 @@ fn one_line(text: &str) -> String {
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
 /// What Rust calls in libdpdk itself.
-const FUNCTIONS: [&str; 33] = [
+const FUNCTIONS: [&str; 34] = [
     "rte_dev_event_callback_register",
     "rte_dev_event_callback_unregister",
     "rte_dev_name",
@@ -162,6 +162,7 @@ const FUNCTIONS: [&str; 33] = [
     "rte_eth_find_next",
     "rte_eth_macaddr_get",
     "rte_eth_promiscuous_enable",
+    "rte_eth_read_clock",
     "rte_eth_rx_queue_setup",
     "rte_eth_stats_get",
     "rte_eth_tx_queue_setup",

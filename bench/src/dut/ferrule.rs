@@ -109,7 +109,7 @@ mod tests {
     fn the_forwarder_takes_devices_and_how_dpdk_is_started() {
         let devices = ["net_af_packet0,iface=a", "0000:3b:02.1"].map(str::to_owned);
         let dpdk = DpdkStart { memory_mib: 512, hugepages: true };
-        let ports = PortSetup { devices: devices.clone(), queues: 1, mtu: Some(9000), dpdk };
+        let ports = PortSetup { devices: devices.clone(), queues: 1, mtu: Some(9000), stamps: false, dpdk };
         let site = DutSetup { ports: Some(ports), devices: Some(devices), ..site([EndKind::Port; 2]) };
         let text = document(false, &site, Path::new("/tmp/admin.sock"), &["/a", "/b"].map(|s| s.parse().unwrap()));
         let config = Config::parse("wires.yaml", &text).unwrap_or_else(|error| panic!("{text}\n{error:?}"));

@@ -61,13 +61,27 @@ impl RxStream {
 
     /// Takes some bursts, as far as they are there. How many frames.
     pub(crate) fn receive<S: Source>(&mut self, source: &mut S, notifier: &mut Notifier) -> Result<u32, RunError> {
+        self.receive_at(source, notifier, |_, _| 0)
+    }
+
+    /// The same of a source whose frames may say when they arrived: `arrivals` stores that of those that come next, by the CPU's clock, and
+    /// says of how many of the first ones. It is asked only if somebody wants to know.
+    pub(crate) fn receive_at<S: Source>(
+        &mut self,
+        source: &mut S,
+        notifier: &mut Notifier,
+        mut arrivals: impl FnMut(&S, &mut [u64; BURST]) -> usize,
+    ) -> Result<u32, RunError> {
         if !source.refresh()? {
             return Ok(0);
         }
         let now = if self.latency.is_some() { ticks::now() } else { 0 };
         let mut taken = 0;
+        let mut arrived = [0; BURST];
         while taken < BURSTS {
-            let shown = self.see_run(source, now);
+            let known = if self.latency.is_some() { arrivals(source, &mut arrived) } else { 0 };
+            let seen = Seen { now, arrived: &arrived[..known] };
+            let shown = self.see_run(source, &seen);
             source.advance_run(shown);
             taken += shown;
             if shown > 0 {
@@ -75,7 +89,8 @@ impl RxStream {
             }
             let Some(frame) = source.peek(&mut self.gather)? else { break };
             let slots = frame.slots;
-            see(frame.bytes, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, now);
+            let at = seen.at(0);
+            see(frame.bytes, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, at);
             source.advance(slots);
             taken += 1;
         }
@@ -87,7 +102,7 @@ impl RxStream {
     }
 
     #[inline(always)]
-    fn see_run(&mut self, source: &mut impl Source, now: u64) -> usize {
+    fn see_run(&mut self, source: &mut impl Source, seen: &Seen<'_>) -> usize {
         let mut run = Run::new();
         source.run(&mut run);
         if self.touch == Touch::Untouched {
@@ -107,10 +122,38 @@ impl RxStream {
             if let Some(later) = run.get(place + PREFETCH) {
                 later.prefetch();
             }
-            see(frame, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, now);
+            let at = seen.at(place);
+            see(frame, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, at);
         }
         run.len()
     }
+}
+
+/// When the frames of a burst arrived.
+struct Seen<'a> {
+    /// They were there by then.
+    now: u64,
+    /// Of the first of them, what they say themselves.
+    arrived: &'a [u64],
+}
+
+impl Seen<'_> {
+    #[inline(always)]
+    fn at(&self, place: usize) -> Arrival {
+        match self.arrived.get(place) {
+            Some(&time) => Arrival::Said(time),
+            None => Arrival::Seen(self.now),
+        }
+    }
+}
+
+/// When a frame arrived, in ticks of the CPU's clock.
+#[derive(Clone, Copy)]
+enum Arrival {
+    /// It was seen in the ring then.
+    Seen(u64),
+    /// Its NIC has said so.
+    Said(u64),
 }
 
 /// The frames of one flow with one size, which differ in what is known of the next one: nothing need be taken out of them.
@@ -157,7 +200,7 @@ fn see(
     sink: &mut Sink,
     latency: &mut Option<Latency>,
     room: &mut [u8],
-    now: u64,
+    at: Arrival,
 ) {
     let length = frame.len();
     let sent = match touch {
@@ -179,9 +222,95 @@ fn see(
         }
     };
     if let (Some(latency), Some(sent)) = (latency, sent) {
-        latency.note(since(sent, now));
+        match at {
+            Arrival::Seen(now) => latency.note(since(sent, now)),
+            // Clocks of two devices are compared: a frame that was under way for less than their error seems to arrive before it was sent.
+            Arrival::Said(time) => {
+                latency.note_by_nic(Some(since(sent, time)).filter(|&ago| ago < AGO_MAX).unwrap_or(0));
+            }
+        }
     }
 }
 
+/// Longer ago is later: the stamp of a frame has as many bits twice.
+const AGO_MAX: u64 = 1 << 47;
 /// Frames taken before any is given back, as far as they are there.
 const BURSTS: usize = 4 * BURST;
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use ferrule_dataplane::port::{Fault, Frame};
+
+    use super::*;
+    use crate::load::Mix;
+
+    /// A device that has received these.
+    struct Received(Vec<Vec<u8>>);
+
+    impl Source for Received {
+        fn refresh(&mut self) -> Result<bool, Fault> {
+            Ok(!self.0.is_empty())
+        }
+
+        fn peek<'a>(&'a mut self, _gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+            Ok(self.0.first().map(|bytes| Frame { bytes: bytes[..].into(), offload: None, slots: 1 }))
+        }
+
+        fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+            // A few are shown one by one.
+            if self.0.len() > 2 {
+                run.extend(self.0.iter().map(|bytes| Span::from(&bytes[..])).take(BURST));
+            }
+        }
+
+        fn advance_run(&mut self, count: usize) {
+            self.0.drain(..count);
+        }
+
+        fn advance(&mut self, _slots: u32) {
+            self.0.remove(0);
+        }
+
+        fn release(&mut self) {}
+
+        fn enable_notify(&mut self, _wanted: bool) {}
+
+        fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_frame_that_says_when_it_arrived_was_under_way_until_then() {
+        let load = Load { latency: true, ..Load::new(Mix::new([64]).unwrap(), Duration::ZERO) };
+        let sent = ticks::now();
+        let mut pattern = Pattern::new(64, 0, Addresses::default()).unwrap();
+        let mut frames =
+            |count: u64| Received((0..count).map(|number| pattern.stamp_at(number, sent).to_vec()).collect());
+        let mut notifier = Notifier::new().unwrap();
+        // The first two of them know; one of those is said to have arrived before it was sent.
+        let mut rx = RxStream::new(&load, 0..1, Addresses::default()).unwrap();
+        let said = |_: &Received, arrived: &mut [u64; BURST]| {
+            arrived[..2].copy_from_slice(&[sent + 1000, sent - 5]);
+            2
+        };
+        assert_eq!(rx.receive_at(&mut frames(4), &mut notifier, said).unwrap(), 4);
+        let latency = rx.latency.as_ref().unwrap();
+        assert_eq!((latency.count(), latency.by_nic()), (4, 2));
+        assert_eq!(latency.min(), ticks::time(0), "before it was sent is at once");
+        assert!(latency.quantile(0.5).abs_diff(ticks::time(1000)) < Duration::from_nanos(10), "{latency:?}");
+        // Peeked one by one, each of them is the first.
+        rx.restart([0].into_iter());
+        rx.receive_at(&mut frames(2), &mut notifier, |_, arrived| {
+            arrived[0] = sent + 7000;
+            1
+        })
+        .unwrap();
+        let latency = rx.latency.as_ref().unwrap();
+        assert_eq!((latency.count(), latency.by_nic()), (2, 2));
+        assert!(latency.max().abs_diff(ticks::time(7000)) < Duration::from_nanos(100), "{latency:?}");
+    }
+}

@@ -15,7 +15,9 @@ use ferrule_dpdk::port::Port;
 use ferrule_dpdk::watch::LossCause;
 use ferrule_ethdev::queue::{EthdevSource, EthdevTarget};
 use ferrule_ffi::notifier::Notifier;
+use ferrule_ffi::ticks;
 
+use super::clock::NicClock;
 use super::{PortInfo, PortSetup, PortsError};
 use crate::generator::{self, RunError, RunResult, RxStream, Side, TxStream};
 use crate::load::Load;
@@ -34,9 +36,16 @@ pub(crate) struct PortPair {
 
 struct TestPort {
     port: Arc<Port>,
-    queues: Vec<(EthdevSource, EthdevTarget)>,
+    queues: Vec<TestQueue>,
     /// Why it is lost, if it is.
     lost: Arc<Mutex<Option<LossCause>>>,
+}
+
+/// A queue pair, with a look at the NIC's clock of its own.
+struct TestQueue {
+    source: EthdevSource,
+    target: EthdevTarget,
+    clock: Option<NicClock>,
 }
 
 impl PortPair {
@@ -102,10 +111,16 @@ impl TestPort {
         let told = move |why| {
             note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         };
-        let config = PortConfig { queues: setup.queues, mtu: setup.mtu, ..PortConfig::default() };
+        let (queues, mtu, stamps) = (setup.queues, setup.mtu, setup.stamps);
+        let config = PortConfig { queues, mtu, stamps, ..PortConfig::default() };
         let (port, queues) =
             Port::open(eal, device, &config, Arc::new(told)).map_err(|error| refused(device, &error))?;
-        let queues = queues.into_iter().map(|(rx, tx)| (EthdevSource::new(rx), EthdevTarget::new(tx))).collect();
+        let queue = |(rx, tx)| TestQueue {
+            source: EthdevSource::new(rx),
+            target: EthdevTarget::new(tx),
+            clock: if stamps { NicClock::of(&port) } else { None },
+        };
+        let queues = queues.into_iter().map(queue).collect();
         Ok(Self { port, queues, lost })
     }
 
@@ -140,6 +155,7 @@ impl TestPort {
             numa_node: status.numa_node,
             queues: self.queues.len() as u16,
             is_promiscuous: port.is_promiscuous(),
+            has_clock: self.queues.iter().any(|queue| queue.clock.is_some()),
         })
     }
 
@@ -166,13 +182,14 @@ fn refused(device: &str, error: &PortError) -> PortsError {
 struct PortSide<'a> {
     source: &'a mut EthdevSource,
     target: &'a mut EthdevTarget,
+    clock: &'a mut Option<NicClock>,
     /// One of the threads speaks for the port.
     is_first: bool,
 }
 
 impl<'a> PortSide<'a> {
-    fn new(number: usize, (source, target): &'a mut (EthdevSource, EthdevTarget)) -> Self {
-        Self { source, target, is_first: number == 0 }
+    fn new(number: usize, TestQueue { source, target, clock }: &'a mut TestQueue) -> Self {
+        Self { source, target, clock, is_first: number == 0 }
     }
 }
 
@@ -231,7 +248,17 @@ impl Side for PortSide<'_> {
 
     #[inline(always)]
     fn receive(&mut self, rx: &mut RxStream, notifier: &mut Notifier) -> Result<u32, RunError> {
-        rx.receive(self.source, notifier)
+        let Some(clock) = self.clock else { return rx.receive(self.source, notifier) };
+        rx.receive_at(self.source, notifier, |source, arrived| {
+            let now = ticks::now();
+            clock.follow(now);
+            let known = source.stamps(arrived);
+            arrived[..known].iter_mut().for_each(|stamp| *stamp = clock.ticks(*stamp));
+            // A driver whose frames go by another clock than the one that it shows.
+            let is_possible =
+                |time: &u64| now.wrapping_sub(*time).cast_signed().unsigned_abs() < ticks::of(Duration::from_secs(1));
+            arrived[..known].iter().take_while(|time| is_possible(time)).count()
+        })
     }
 }
 
@@ -272,7 +299,7 @@ mod tests {
         };
         let devices = [device(0, "server"), device(1, "client")];
         let dpdk = DpdkStart { memory_mib: 512, hugepages: false };
-        let setup = PortSetup { devices, queues, mtu: None, dpdk };
+        let setup = PortSetup { devices, queues, mtu: None, stamps: false, dpdk };
         (PortPair::open(&setup, &AtomicBool::new(false)).unwrap(), folder)
     }
 
@@ -324,7 +351,7 @@ mod tests {
         let (mut ports, _folder) = cable(1);
         // Nobody takes it. A memif server has no buffers before its client has looked at the ring: so the client sends.
         let frame = learning_frame(&Addresses::default());
-        let target = &mut ports.ports[1].queues[0].1;
+        let target = &mut ports.ports[1].queues[0].target;
         for _ in 0..BURST {
             target.put(&Frame { bytes: frame[..].into(), offload: None, slots: 0 }).unwrap();
         }
@@ -346,7 +373,7 @@ mod tests {
         let open = |device: &str| {
             let devices = ["net_ring_x".to_owned(), device.to_owned()];
             let dpdk = DpdkStart { memory_mib: 512, hugepages: false };
-            let setup = PortSetup { devices, queues: 1, mtu: None, dpdk };
+            let setup = PortSetup { devices, queues: 1, mtu: None, stamps: false, dpdk };
             PortPair::open(&setup, &AtomicBool::new(true)).err().unwrap().to_string()
         };
         let error = open("0000:ff:1f.7");

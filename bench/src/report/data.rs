@@ -205,6 +205,8 @@ struct TrialJson {
 struct LatencyJson {
     load: String,
     frames: u64,
+    /// Of them, those whose NIC has said when they arrived.
+    by_nic: u64,
     min: f64,
     mean: f64,
     p50: f64,
@@ -223,6 +225,7 @@ fn entry(entry: &ProgramResult) -> MeasurementsJson<'_> {
         LatencyJson {
             load,
             frames: latency.count(),
+            by_nic: latency.by_nic(),
             min: micros(latency.min()),
             mean: micros(latency.mean()),
             p50: quantile(0.5),

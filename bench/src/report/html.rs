@@ -6,7 +6,7 @@ use super::compare::{Compared, MILLION, bits, compare, decimals, frames_of_line}
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
 use crate::case::line_rate;
 use crate::method::Unit;
-use crate::session::{CaseResult, PortCounters, ProgramInfo, Results, TrialResult};
+use crate::session::{CaseResult, PortCounters, ProgramInfo, ProgramResult, Results, TrialResult};
 use crate::spread::Spread;
 
 /// The page.
@@ -284,12 +284,26 @@ fn latency(results: &Results) -> Markup {
                 p.soft {
                     "From just before a burst is written into the near ring until the far ring is seen to have it, so it includes \
                     waiting for a burst of up to 64"
-                    @if case.case.fcs > 0 { ", and the way through both ports; by the CPU's clock, not by the ports'" }
+                    @if case.case.fcs > 0 { ", and the way through both ports; " (clock(case)) }
                     ". Percentiles that less than ten frames lie beyond are not drawn."
                 }
                 (latency_table(case))
             }
         }
+    }
+}
+
+/// By which clock frames on ports arrived.
+fn clock(case: &CaseResult) -> String {
+    let latencies = || case.entries.iter().flat_map(ProgramResult::latencies);
+    let all: u64 = latencies().map(|(_, latency)| latency.count()).sum();
+    match latencies().map(|(_, latency)| latency.by_nic()).sum::<u64>() {
+        0 => "by the CPU's clock: software's latency".to_owned(),
+        some if some == all => {
+            "until the NIC stamped the frame as it arrived, by its own clock, which is compared with the CPU's"
+                .to_owned()
+        }
+        some => format!("of {some} of {all} frames until the NIC stamped them, of the others until they were seen"),
     }
 }
 
@@ -370,7 +384,7 @@ fn loss_plot(results: &Results, case: &CaseResult) -> Markup {
     }
 }
 
-fn paced(entry: &crate::session::ProgramResult) -> Vec<&TrialResult> {
+fn paced(entry: &ProgramResult) -> Vec<&TrialResult> {
     let trials = entry.rounds.iter().flat_map(|round| &round.trials);
     trials.filter(|trial| trial.wanted.is_some()).collect()
 }
@@ -516,6 +530,7 @@ const RATES_MIN: usize = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::latency::Latency;
     use crate::report::tests::results;
 
     #[test]
@@ -550,13 +565,36 @@ mod tests {
             "bytes of a frame, with FCS",
             "89.6 %",
             "Missed",
-            "not by the ports",
+            "by the CPU's clock: software's latency",
         ] {
             assert!(text.contains(part), "{part}");
         }
         // A curve, and a bar for each case.
         assert_eq!((text.matches("curve reference").count(), text.matches("bar reference").count()), (1, 3));
         assert!(!text.contains("10G line"));
+    }
+
+    #[test]
+    fn it_is_said_of_how_many_frames_the_nic_told_when_they_arrived() {
+        let mut results = results(&[60]);
+        results.cases[0].case.fcs = 4;
+        results.cases[0].entries.truncate(1);
+        let trials = results.cases[0].entries[0].rounds.iter_mut().flat_map(|round| &mut round.trials);
+        for latency in trials.filter_map(|trial| trial.latency.as_mut()) {
+            latency.note_by_nic(1000);
+        }
+        let text = page(&results);
+        assert!(text.contains("of 3 of 6000 frames until the NIC stamped them"), "{}", clock(&results.cases[0]));
+        let all = results.cases[0].entries[0].rounds.iter_mut().flat_map(|round| &mut round.trials);
+        for latency in all.filter_map(|trial| trial.latency.as_mut()) {
+            *latency = Latency::new();
+            latency.note_by_nic(1000);
+        }
+        assert!(
+            clock(&results.cases[0]).starts_with("until the NIC stamped the frame"),
+            "{}",
+            clock(&results.cases[0])
+        );
     }
 
     #[test]

@@ -93,7 +93,8 @@ fn latencies(case: &CaseResult) -> Vec<[String; 10]> {
         let Some((load, latency)) = entry.latencies().pop() else { continue };
         let micros = |share| latency.quantile(share).as_secs_f64() * 1e6;
         let text = format!("{:.1} / {:.1} / {:.1}", micros(0.5), micros(0.99), micros(0.999));
-        let figure = format!("us at {load}");
+        let by = if latency.by_nic() > 0 { ", stamped by the NIC" } else { "" };
+        let figure = format!("us at {load}{by}");
         let empty = String::new;
         let what = "p50 / p99 / p99.9".to_owned();
         lines.push([empty(), entry.program.clone(), figure, text, what, empty(), empty(), empty(), empty(), empty()]);

@@ -56,6 +56,7 @@ pub(crate) fn open(
         mtu: mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
         buffer: None,
         finishes: context.unfinished,
+        stamps: false,
     };
     let loss = context.loss.clone();
     let lost = move |cause: LossCause| match cause {

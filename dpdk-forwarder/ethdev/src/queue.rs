@@ -7,7 +7,7 @@ use ferrule_dataplane::offload::{Accepts, NicOffload, VnetHeader, finish_checksu
 use ferrule_dataplane::port::pieces::Pieces;
 use ferrule_dataplane::port::{Fault, Frame, MoveEnd, Moved, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
 use ferrule_dataplane::status::DropReason;
-use ferrule_dpdk::config::Finishes;
+use ferrule_dpdk::config::{BURST, Finishes};
 use ferrule_dpdk::finish::{DeviceFinish, Finish};
 use ferrule_dpdk::queue::{MoveEnd as QueueEnd, MovedFrames, RxQueue, Stored, TxQueue};
 use ferrule_ffi::span::Span;
@@ -19,6 +19,11 @@ impl EthdevSource {
     /// Of this queue.
     pub fn new(rx: RxQueue) -> Self {
         Self(rx)
+    }
+
+    /// When the frames that come next arrived, by the clock of the device; how many of the first ones say so.
+    pub fn stamps(&self, stamps: &mut [u64; BURST]) -> usize {
+        self.0.stamps(stamps)
     }
 }
 

@@ -11,6 +11,7 @@
 #include <rte_lcore.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
+#include <rte_mbuf_dyn.h>
 #include <rte_mbuf_pool_ops.h>
 #include <rte_memory.h>
 #include <rte_mempool.h>
@@ -328,6 +329,27 @@ uint16_t ferrule_segments(const struct rte_mbuf *mbuf, struct ferrule_segment *s
 		count++;
 	}
 	return count;
+}
+
+/* Times. */
+
+static int stamp_offset = -1;
+static uint64_t stamp_flag;
+
+int ferrule_stamps_enable(void)
+{
+	return rte_mbuf_dyn_rx_timestamp_register(&stamp_offset, &stamp_flag) == 0 ? 0 : -rte_errno;
+}
+
+uint16_t ferrule_stamps(const struct ferrule_frame *frames, uint16_t count, uint64_t *stamps)
+{
+	uint16_t i;
+
+	if (stamp_offset < 0)
+		return 0;
+	for (i = 0; i < count && (frames[i].mbuf->ol_flags & stamp_flag) != 0; i++)
+		stamps[i] = *RTE_MBUF_DYNFIELD(frames[i].mbuf, stamp_offset, rte_mbuf_timestamp_t *);
+	return i;
 }
 
 /* Ports. */

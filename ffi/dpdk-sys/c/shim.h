@@ -118,6 +118,13 @@ void ferrule_free(struct ferrule_frame *frames, uint16_t count);
 /* Where the segments of a chain lie, as far as there is place for them. How many. */
 uint16_t ferrule_segments(const struct rte_mbuf *mbuf, struct ferrule_segment *segments, uint16_t max);
 
+/* From now on drivers that know when a frame arrived store it in the frame, if their port was told to. 0, or a negative errno. */
+int ferrule_stamps_enable(void);
+
+/* When received frames arrived, by their device's clock (rte_eth_read_clock). There is room for each in `stamps`. How many of the first ones
+ * say so. */
+uint16_t ferrule_stamps(const struct ferrule_frame *frames, uint16_t count, uint64_t *stamps);
+
 /* The state of a link, without waiting. 0, or a negative errno. */
 int ferrule_link_get(uint16_t port, struct ferrule_link *link);
 

@@ -15,11 +15,13 @@ pub struct PortConfig {
     pub buffer: Option<u16>,
     /// Whether frames are sent whose checksum or segmentation it is to finish, as far as it can.
     pub finishes: bool,
+    /// Whether frames are to say when they arrived, if the device knows.
+    pub stamps: bool,
 }
 
 impl Default for PortConfig {
     fn default() -> Self {
-        Self { queues: 1, mtu: None, buffer: None, finishes: false }
+        Self { queues: 1, mtu: None, buffer: None, finishes: false, stamps: false }
     }
 }
 
@@ -82,6 +84,7 @@ impl Plan {
         if room > ROOM_MAX {
             return refused(format!("buffers of {room} bytes; {ROOM_MAX} are the most"));
         }
+        let stamps = if config.stamps { info.rx_offload_capa & sys::FERRULE_RX_OFFLOAD_TIMESTAMP } else { 0 };
         let is_scattered = room < frame_max + CRC;
         if is_scattered && info.rx_offload_capa & sys::FERRULE_RX_OFFLOAD_SCATTER == 0 {
             return refused(format!("buffers of {room} bytes for frames of {frame_max}; it needs one for each frame"));
@@ -100,7 +103,7 @@ impl Plan {
             frame_max,
             room: room as u16,
             rss: if config.queues > 1 { info.flow_type_rss_offloads & sys::FERRULE_RSS_IP_TCP_UDP } else { 0 },
-            rx_offloads: if is_scattered { sys::FERRULE_RX_OFFLOAD_SCATTER } else { 0 },
+            rx_offloads: stamps | if is_scattered { sys::FERRULE_RX_OFFLOAD_SCATTER } else { 0 },
             segments_max: if has(sys::FERRULE_TX_OFFLOAD_MULTI_SEGS) {
                 unless_none(info.tx_desc_lim.nb_mtu_seg_max)
             } else {
@@ -209,6 +212,16 @@ mod tests {
         info.rx_offload_capa = sys::FERRULE_RX_OFFLOAD_SCATTER;
         let scattered = plan(PortConfig { buffer: Some(512), ..<_>::default() }, &info).unwrap();
         assert_eq!((scattered.room, scattered.rx_offloads), (512, sys::FERRULE_RX_OFFLOAD_SCATTER));
+    }
+
+    #[test]
+    fn only_a_device_that_knows_when_frames_arrive_is_told_to_say_so() {
+        let told = |stamps, rx_offload_capa| {
+            let info = sys::rte_eth_dev_info { rx_offload_capa, ..info() };
+            plan(PortConfig { stamps, ..<_>::default() }, &info).unwrap().rx_offloads
+        };
+        let stamp = sys::FERRULE_RX_OFFLOAD_TIMESTAMP;
+        assert_eq!([told(true, stamp), told(true, 0), told(false, stamp)], [stamp, 0, 0]);
     }
 
     #[test]

@@ -184,6 +184,10 @@ impl Port {
         let can_tell = unsafe { info.dev_flags.as_ref() }.is_some_and(|flags| flags & FERRULE_DEV_INTR_RMV != 0);
         (self.frame_max, self.room, self.segments_max) = (plan.frame_max, plan.room, plan.segments_max);
         (self.cut_segments_max, self.finishes) = (plan.cut_segments_max, plan.finishes);
+        if config.stamps {
+            // SAFETY: it registers a field of mbufs, which DPDK keeps for ever.
+            self.call("rte_mbuf_dyn_rx_timestamp_register", |dpdk| unsafe { dpdk.ferrule_stamps_enable() })?;
+        }
         let (mut conf, queues) = (plan.conf(), config.queues);
         conf.intr_conf.set_rmv(can_tell.into());
         self.call("rte_eth_dev_configure", |dpdk| {
@@ -279,6 +283,16 @@ impl Port {
             unsafe { dpdk.rte_eth_macaddr_get(self.id, &raw mut address) }
         })?;
         Ok(address.addr_bytes)
+    }
+
+    /// What the clock of the device shows, in ticks of its own: frames say by it when they arrived ([`RxQueue::stamps`](crate::queue::RxQueue)).
+    pub fn clock(&self) -> Result<u64, PortError> {
+        let mut ticks = 0;
+        self.call("rte_eth_read_clock", |dpdk| {
+            // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
+            unsafe { dpdk.rte_eth_read_clock(self.id, &raw mut ticks) }
+        })?;
+        Ok(ticks)
     }
 
     /// Brings its link up or down, as far as its driver can.

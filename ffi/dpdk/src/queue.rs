@@ -93,6 +93,16 @@ impl RxQueue {
             .collect()
     }
 
+    /// When the frames that come next arrived, by the clock of the device ([`Port::clock`]). How many of the first ones say so: none, if
+    /// the port was not opened with [`stamps`](crate::config::PortConfig), or its driver does not know.
+    pub fn stamps(&self, stamps: &mut [u64; BURST]) -> usize {
+        let pending = self.pending();
+        // SAFETY: mbufs that are ours, no more than a burst, and room for so many stamps.
+        let known =
+            unsafe { self.port.dpdk().ferrule_stamps(pending.as_ptr(), pending.len() as u16, stamps.as_mut_ptr()) };
+        usize::from(known)
+    }
+
     /// Takes the next frames, as far as there are so many.
     #[inline]
     pub fn take(&mut self, count: usize) {

@@ -1,6 +1,7 @@
 //! Each kind of device: payloads compared both ways.
 
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ferrule_dpdk::config::{BURST, PortConfig};
 use ferrule_dpdk::queue::Stored;
@@ -9,7 +10,7 @@ use ferrule_ffi::span::Span;
 use crate::link::{Link, dpdk, eventually, frame, in_namespace};
 
 const LENGTHS: [usize; 10] = [14, 60, 64, 65, 127, 128, 1514, 2048, 4000, 9014];
-const JUMBO: PortConfig = PortConfig { queues: 1, mtu: Some(9000), buffer: None, finishes: false };
+const JUMBO: PortConfig = PortConfig { queues: 1, mtu: Some(9000), buffer: None, finishes: false, stamps: false };
 
 #[test]
 fn a_ring_gives_back_what_it_was_given_also_in_bursts() {
@@ -129,6 +130,40 @@ fn frames_cross_a_tap_interface_and_come_in_pieces_where_buffers_are_small() {
         let run = [Span::from(&long[..])];
         let tx = &mut ends[1].queues[0].1;
         assert_eq!((tx.store_run(&run), tx.store(&run), tx.stored()), (0, Stored::TooLong, 0));
+    });
+}
+
+/// Of the devices without a NIC only `net_pcap` says when frames came: by the kernel's clock, in microseconds.
+#[test]
+fn frames_say_when_they_arrived_where_the_device_knows() {
+    let name = "frames_say_when_they_arrived_where_the_device_knows";
+    in_namespace(name, || {
+        let (eal, _turn) = dpdk();
+        ip("link add veth0 type veth peer name veth1");
+        for end in ["veth0", "veth1"] {
+            ip(&format!("link set {end} up"));
+        }
+        let with_stamps = PortConfig { stamps: true, ..PortConfig::default() };
+        let mut sender = Link::open(eal, "net_af_packet0,iface=veth0", PortConfig::default());
+        let mut pcap = Link::open(eal, "net_pcap0,iface=veth1", with_stamps);
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+        let before = now();
+        sender.send(&frame(100, 1));
+        let rx = &mut pcap.queues[0].0;
+        eventually("a frame comes", || rx.poll());
+        let mut stamps = [0; BURST];
+        let known = rx.stamps(&mut stamps);
+        assert!(known > 0 && (before..=now()).contains(&stamps[0]), "{known}: {} after {before}", stamps[0]);
+        rx.take(BURST);
+        rx.release();
+        assert_eq!(rx.stamps(&mut stamps), 0, "none is there");
+        let error = pcap.port.clock().unwrap_err();
+        assert_eq!(error.call, "rte_eth_read_clock", "it has none: {error}");
+        // It has none, and does not say so either.
+        let mut null = Link::open(eal, "net_null0", with_stamps);
+        let rx = &mut null.queues[0].0;
+        assert!(rx.poll());
+        assert_eq!(rx.stamps(&mut stamps), 0);
     });
 }
 
