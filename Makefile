@@ -23,7 +23,7 @@ DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
-IMAGES_PACKAGES := binutils gcc libc6-dev
+IMAGES_PACKAGES := binutils dpdk-dev gcc libc6-dev libclang-dev pkgconf
 NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf prometheus python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 

@@ -36,6 +36,12 @@ impl Program {
         }
         Ok(Self { arch, libraries })
     }
+
+    /// What a library needs that such a program loads while it runs.
+    pub fn libraries_of(&self, library: &Path) -> Result<Vec<PathBuf>, ProgramError> {
+        let Some(loader) = self.libraries.first() else { return Ok(Vec::new()) };
+        list(loader, library).map_err(|why| ProgramError { path: library.to_owned(), why })
+    }
 }
 
 /// A program cannot be put into an image.

@@ -28,9 +28,13 @@ fn main() -> ExitCode {
     let flags = Flags::parse();
     match (Product { binaries: flags.binaries, prefix: flags.prefix, tag: flags.tag }).write(&flags.out) {
         Ok(images) => {
-            for Written { path, reference, digest, compressed, unpacked } in images {
+            for Written { path, reference, digest, compressed, unpacked, drivers } in images {
                 let (compressed, unpacked) = (compressed as f64 / 1e6, unpacked as f64 / 1e6);
-                println!("{reference}  {compressed:.1} MB, {unpacked:.1} MB unpacked  {}  {digest}", path.display());
+                let with = if drivers > 0 { format!(", with {drivers} drivers of DPDK") } else { String::new() };
+                println!(
+                    "{reference}  {compressed:.1} MB, {unpacked:.1} MB unpacked{with}  {}  {digest}",
+                    path.display()
+                );
             }
             ExitCode::SUCCESS
         }

@@ -10,11 +10,15 @@ use oci_spec::image::{ANNOTATION_LICENSES, ANNOTATION_TITLE, ANNOTATION_VERSION}
 use thiserror::Error;
 
 use crate::closure::{Program, ProgramError};
+use crate::dpdk::{DpdkError, DpdkFiles};
 use crate::image::{Image, ImageError};
 use crate::layer::{Files, Layer};
 
 /// Each has an image of its name.
 pub const DAEMONS: [&str; 3] = ["device-plugin", "dpdk-forwarder", "sriov-manager"];
+
+/// The one that loads libdpdk.
+const FORWARDER: &str = "dpdk-forwarder";
 
 /// What a person types, in every image.
 pub const COMMAND: &str = "ferrule";
@@ -32,7 +36,7 @@ pub struct Product {
 
 impl Product {
     /// Writes the images into a directory. Layers come from what changes least to what changes most, and the lower two are the same in
-    /// all images, so that a node has them once.
+    /// all images, so that a node has them once. That of the forwarder has a third one with libdpdk, if it was built for it.
     pub fn write(&self, directory: &Path) -> Result<Vec<Written>, ProductError> {
         fs::create_dir_all(directory).map_err(|error| ProductError::File { path: directory.to_owned(), error })?;
         let mut libraries = BTreeSet::new();
@@ -43,22 +47,37 @@ impl Product {
             libraries.extend(program.libraries);
         }
         let arch = arch.unwrap_or_default();
+        let dpdk = self.dpdk(&libraries)?;
         let (base, command) = (base(&libraries)?, self.program(COMMAND)?);
         let write = |daemon: &'static str| {
+            let of_dpdk = dpdk.as_ref().filter(|_| daemon == FORWARDER);
+            let layers = [Some(base.clone()), Some(command.clone()), of_dpdk.map(|(layer, _)| layer.clone())];
             let image = Image {
                 reference: format!("{}/{daemon}:{}", self.prefix, self.tag),
                 arch: arch.clone(),
-                layers: vec![base.clone(), command.clone(), self.program(daemon)?],
+                layers: layers.into_iter().flatten().chain([self.program(daemon)?]).collect(),
                 entry_point: format!("{PROGRAMS}/{daemon}"),
-                labels: self.labels(daemon),
+                labels: self.labels(daemon, of_dpdk.is_some()),
             };
             let path = directory.join(format!("{daemon}.tar"));
             let digest = image.write(&path).map_err(|error| ProductError::Image { path: path.clone(), error })?;
             let compressed = image.layers.iter().map(|layer| layer.compressed.len()).sum();
             let unpacked = image.layers.iter().map(|layer| layer.unpacked_size).sum();
-            Ok(Written { path, reference: image.reference, digest, compressed, unpacked })
+            let drivers = of_dpdk.map_or(0, |(_, drivers)| *drivers);
+            Ok(Written { path, reference: image.reference, digest, compressed, unpacked, drivers })
         };
         DAEMONS.into_iter().map(write).collect()
+    }
+
+    /// A layer of libdpdk without what is below, and how many drivers it has.
+    fn dpdk(&self, below: &BTreeSet<PathBuf>) -> Result<Option<(Layer, usize)>, ProductError> {
+        let forwarder = self.binaries.join(FORWARDER);
+        let Some(dpdk) = DpdkFiles::of(&forwarder, &Program::read(&forwarder)?)? else { return Ok(None) };
+        let mut files = Files::default();
+        for path in dpdk.paths.difference(below) {
+            files.add(path.display().to_string(), read(path)?, 0o755);
+        }
+        Ok(Some((pack(&files)?, dpdk.drivers.len())))
     }
 
     fn program(&self, name: &str) -> Result<Layer, ProductError> {
@@ -67,8 +86,9 @@ impl Product {
         pack(&files)
     }
 
-    fn labels(&self, daemon: &str) -> HashMap<String, String> {
-        let labels = [(ANNOTATION_TITLE, daemon), (ANNOTATION_VERSION, &self.tag), (ANNOTATION_LICENSES, LICENSES)];
+    fn labels(&self, daemon: &str, has_dpdk: bool) -> HashMap<String, String> {
+        let licenses = if has_dpdk { format!("{LICENSES} AND {DPDK_LICENSES}") } else { LICENSES.to_owned() };
+        let labels = [(ANNOTATION_TITLE, daemon), (ANNOTATION_VERSION, &self.tag), (ANNOTATION_LICENSES, &licenses)];
         labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 }
@@ -86,6 +106,8 @@ pub struct Written {
     pub compressed: usize,
     /// Bytes of its layers, as a node has them.
     pub unpacked: usize,
+    /// Drivers of DPDK in it.
+    pub drivers: usize,
 }
 
 /// The images cannot be made.
@@ -94,6 +116,9 @@ pub enum ProductError {
     /// A program is not there, or not for images.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// libdpdk is not there.
+    #[error(transparent)]
+    Dpdk(#[from] DpdkError),
     /// A file that goes into them cannot be read, or their directory not be made.
     #[error("{}: {error}", path.display())]
     File {
@@ -127,8 +152,7 @@ pub enum ProductError {
 fn base(libraries: &BTreeSet<PathBuf>) -> Result<Layer, ProductError> {
     let mut files = Files::default();
     for path in libraries {
-        let contents = fs::read(path).map_err(|error| ProductError::File { path: path.clone(), error })?;
-        files.add(path.display().to_string(), contents, 0o755);
+        files.add(path.display().to_string(), read(path)?, 0o755);
     }
     files.add("/etc/passwd", b"root:x:0:0:root:/:/\n".to_vec(), 0o644);
     files.add("/etc/group", b"root:x:0:\n".to_vec(), 0o644);
@@ -148,6 +172,10 @@ fn stripped(program: &Path) -> Result<Vec<u8>, ProductError> {
     fs::read(out.path()).map_err(|error| failed(error.to_string()))
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, ProductError> {
+    fs::read(path).map_err(|error| ProductError::File { path: path.to_owned(), error })
+}
+
 fn pack(files: &Files) -> Result<Layer, ProductError> {
     Layer::pack(files).map_err(ProductError::Pack)
 }
@@ -157,3 +185,6 @@ const PROGRAMS: &str = "/usr/bin";
 
 /// Ours, that of the C library, and that of libgcc.
 const LICENSES: &str = "Apache-2.0 AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1";
+
+/// That of libdpdk, and those of libnuma, libfdt and libbsd, which its drivers need.
+const DPDK_LICENSES: &str = "BSD-3-Clause AND LGPL-2.1-only AND BSD-2-Clause";
