@@ -194,6 +194,27 @@ mod tests {
         assert_eq!(read.ignored, ["NSM_VPP_INIT means nothing here: there is no VPP"]);
     }
 
+    /// Its manifest of v1.18: the image is replaced, and nothing else.
+    #[test]
+    fn what_the_manifest_of_cmd_forwarder_vpp_says_is_enough() {
+        let asked = [
+            ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire/sockets/agent.sock"),
+            ("NSM_LOG_LEVEL", "INFO"),
+            ("NSM_CONNECT_TO", "unix:///var/lib/networkservicemesh/nsm.io.sock"),
+            ("NSM_LISTEN_ON", "unix:///listen.on.sock"),
+            ("NSM_NAME", "forwarder-vpp-x7k2p"),
+            ("NSM_PPROF_ENABLED", "false"),
+            ("NSM_PPROF_LISTEN_ON", "localhost:6060"),
+        ];
+        let read = read(None, &asked).unwrap();
+        let settings = read.settings.unwrap();
+        assert_eq!(
+            (settings.name.as_str(), settings.listen_on.as_str()),
+            ("forwarder-vpp-x7k2p", "unix:///listen.on.sock")
+        );
+        assert_eq!((read.ignored.len(), settings.tunnel_ip), (3, None));
+    }
+
     #[test]
     fn what_cannot_be_obeyed_is_refused_all_at_once() {
         let asked = [

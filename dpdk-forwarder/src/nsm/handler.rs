@@ -152,7 +152,7 @@ impl MeshForwarder {
             }
             (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
             (Address::Tcp(_), _, None) => Err(Status::failed_precondition(
-                "the endpoint is on another node, and this forwarder has no tunnels: set `tunnel_ip`, or NSM_TUNNEL_IP",
+                "the endpoint is on another node, and this forwarder has no tunnels, since no default route says where: set `tunnel_ip`, or NSM_TUNNEL_IP",
             )),
         }
     }

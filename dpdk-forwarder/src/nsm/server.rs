@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ferrule_daemon::Phase;
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
+use ferrule_ffi::netlink::NetlinkError;
 use ferrule_nsm::identity::{IdentitySource, SpiffeIds, WorkloadError, WorkloadSocket};
 use ferrule_nsm::monitor::Monitor;
 use ferrule_nsm::proto::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
@@ -25,7 +26,7 @@ use super::handler::MeshForwarder;
 use super::joint::connection_of;
 use super::next_hop::NextHops;
 use super::settings::NsmSettings;
-use super::tunnel::find_site;
+use super::tunnel::{default_address, find_site};
 use crate::wires::Wires;
 
 /// Serves the mesh until the forwarder has stopped. It waits for its identity and for its manager as long as they take.
@@ -65,12 +66,12 @@ async fn serve_as(
     let registry = Arc::new(RegistryClient::new(manager, REGISTRY_TIMEOUT));
     let hops = NextHops::new(Arc::clone(&registry), identity.clone(), options);
     let events = wires.subscribe(EVENTS_MAX);
-    let site = match settings.tunnel_ip {
-        Some(address) => {
-            Some(find_site(address, settings.vxlan_port).map_err(|error| MeshError::Tunnels(error.to_string()))?)
-        }
-        None => None,
+    let cannot = |error: NetlinkError| MeshError::Tunnels(error.to_string());
+    let tunnels_at = match settings.tunnel_ip {
+        Some(address) => Some(address),
+        None => default_address().map_err(cannot)?,
     };
+    let site = tunnels_at.map(|address| find_site(address, settings.vxlan_port).map_err(cannot)).transpose()?;
     let handler = MeshForwarder::new(Arc::clone(&wires), hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
@@ -87,6 +88,7 @@ async fn serve_as(
         name = settings.name,
         listen_on = settings.listen_on,
         connect_to = settings.connect_to,
+        tunnels_at = tunnels_at.map_or_else(|| "none".to_owned(), |address| address.to_string()),
         "a forwarder of the mesh"
     );
     tokio::select! {

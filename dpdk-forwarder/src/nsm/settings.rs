@@ -25,7 +25,7 @@ pub struct NsmSettings {
     pub token_lifetime: Duration,
     /// How long it may take to connect to somebody.
     pub dial_timeout: Duration,
-    /// The address by which other nodes reach its tunnels; none: it makes no tunnels.
+    /// The address by which other nodes reach its tunnels; none: that of the link that the default route leads to.
     pub tunnel_ip: Option<IpAddr>,
     /// The UDP port of its VXLAN tunnels.
     pub vxlan_port: u16,

@@ -8,8 +8,9 @@ use ferrule_dataplane::spec::{MacAddress, NetNs};
 use ferrule_ffi::netlink::{Netlink, NetlinkError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, Stats64};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use nix::errno::Errno;
 
 use super::interface::InterfacePlace;
@@ -156,6 +157,48 @@ pub(super) fn find_site(address: IpAddr, port: u16) -> Result<TunnelSite, Netlin
         _ => None,
     });
     Ok(TunnelSite { address, port, link_mtu: mtu.ok_or_else(missing)? })
+}
+
+/// The address that tunnels have when nobody says one, as cmd-forwarder-vpp chooses it: the first global one of the link that the default
+/// route leads to.
+pub(super) fn default_address() -> Result<Option<IpAddr>, NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+    let default = routes.into_iter().filter_map(|object| match object {
+        RouteNetlinkMessage::NewRoute(route) => default_link(&route),
+        _ => None,
+    });
+    let Some((_, index)) = default.min() else { return Ok(None) };
+    let addresses = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let is_there =
+        |message: &AddressMessage| message.header.index == index && message.header.scope == AddressScope::Universe;
+    Ok(addresses.into_iter().find_map(|object| match object {
+        RouteNetlinkMessage::NewAddress(message) if is_there(&message) => address_of(&message),
+        _ => None,
+    }))
+}
+
+/// If it is a default route: how it ranks, and the link that it leads to.
+fn default_link(route: &RouteMessage) -> Option<(u32, u32)> {
+    let is_default = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+    let find = |wanted: fn(&RouteAttribute) -> Option<u32>| route.attributes.iter().find_map(wanted);
+    let link = find(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })?;
+    let rank = find(|attribute| if let RouteAttribute::Priority(rank) = attribute { Some(*rank) } else { None });
+    (is_default && route.header.table == RouteHeader::RT_TABLE_MAIN).then_some((rank.unwrap_or(0), link))
+}
+
+/// Our own address: of a link with two ends, the other one's is told too.
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }
 
 const ALIAS: &str = "ferrule nsm ";
