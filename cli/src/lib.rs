@@ -65,6 +65,16 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+/// The command line, whichever name of this program it begins with.
+#[cfg(feature = "nsm")]
+pub use nsm::arguments;
+
+/// The command line: this program has one name.
+#[cfg(not(feature = "nsm"))]
+pub fn arguments(given: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    given.into_iter().collect()
+}
+
 impl Cli {
     /// Does what was asked for.
     pub async fn run(self) -> Result<(), CliError> {

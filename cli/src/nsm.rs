@@ -2,7 +2,7 @@
 //!
 //! Each process takes the environment of the program in Go that it can take the place of.
 //! Modules: `process` (identity and place of each), `show` (services, endpoints, connections), `manager`, `client`, `endpoint`,
-//! `identities` (the Workload API), `up` (all of them, with a forwarder).
+//! `identities` (the Workload API), `up` (all of them, with a forwarder), `probe` (whether one of them serves).
 
 use std::future::Future;
 use std::io;
@@ -24,10 +24,13 @@ mod client;
 mod endpoint;
 mod identities;
 mod manager;
+mod probe;
 mod process;
 mod show;
 mod up;
 mod url;
+
+pub use probe::arguments;
 
 /// Options of `ferrule nsm`.
 #[derive(Debug, Args)]
@@ -54,12 +57,15 @@ enum NsmCommand {
     Registry(manager::RegistryArgs),
     /// Give identities: a SPIFFE Workload API with a socket for each
     Identities(identities::IdentitiesArgs),
+    /// Ask a process whether it serves; a kubelet does so
+    Probe(probe::ProbeArgs),
 }
 
 /// Does what was asked for.
 pub async fn run(args: NsmArgs) -> Result<(), CliError> {
     // What runs on tells what becomes of it: why a connection is refused, say.
-    let log = args.command.is_some().then(|| LogFlags::default().start(env!("CARGO_PKG_NAME")));
+    let runs_on = !matches!(args.command, None | Some(NsmCommand::Probe(_)));
+    let log = runs_on.then(|| LogFlags::default().start(env!("CARGO_PKG_NAME")));
     let _log = log.transpose().map_err(NsmError::from)?;
     match args.command {
         None => Box::pin(show::run(&args.show)).await?,
@@ -68,6 +74,7 @@ pub async fn run(args: NsmArgs) -> Result<(), CliError> {
         Some(NsmCommand::Endpoint(args)) => Box::pin(endpoint::run(args, stopped()?)).await?,
         Some(NsmCommand::Manager(args)) => Box::pin(manager::run(args, stopped()?)).await?,
         Some(NsmCommand::Registry(args)) => Box::pin(manager::run_registry(args, stopped()?)).await?,
+        Some(NsmCommand::Probe(args)) => Box::pin(probe::run(args)).await?,
         Some(NsmCommand::Identities(args)) => Box::pin(identities::run(&args, stopped()?)).await?,
     }
     Ok(())
@@ -131,6 +138,9 @@ pub enum NsmError {
         /// The answer.
         status: Box<tonic::Status>,
     },
+    /// It does not do what it is there for.
+    #[error("{0} does not serve: {1}")]
+    NotServing(String, String),
     /// Nobody could reach it.
     #[error(
         "manager {0} has a registry of several nodes, and listens at no tcp://ADDRESS:PORT where other nodes reach it"

@@ -13,15 +13,20 @@ use tar::{Builder, EntryType, Header};
 pub struct Files(BTreeMap<String, File>);
 
 #[derive(Clone, Debug)]
-struct File {
-    contents: Vec<u8>,
-    mode: u32,
+enum File {
+    Regular { contents: Vec<u8>, mode: u32 },
+    Link { to: String },
 }
 
 impl Files {
     /// Adds a file, with its permission bits.
     pub fn add(&mut self, path: impl Into<String>, contents: Vec<u8>, mode: u32) {
-        self.0.insert(path.into(), File { contents, mode });
+        self.0.insert(path.into(), File::Regular { contents, mode });
+    }
+
+    /// Adds another name of a file.
+    pub fn link(&mut self, path: impl Into<String>, to: impl Into<String>) {
+        self.0.insert(path.into(), File::Link { to: to.into() });
     }
 }
 
@@ -43,8 +48,14 @@ impl Layer {
         for directory in directories(files) {
             add(&mut archive, &directory, EntryType::Directory, 0o755, &[])?;
         }
-        for (path, File { contents, mode }) in &files.0 {
-            add(&mut archive, path, EntryType::Regular, *mode, contents)?;
+        for (path, file) in &files.0 {
+            match file {
+                File::Regular { contents, mode } => add(&mut archive, path, EntryType::Regular, *mode, contents)?,
+                File::Link { to } => {
+                    let mut header = header(EntryType::Symlink, 0o777, 0);
+                    archive.append_link(&mut header, path.trim_start_matches('/'), to)?;
+                }
+            }
         }
         let archive = archive.into_inner()?;
         let mut packer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -71,14 +82,18 @@ pub fn add<W: Write>(
     mode: u32,
     contents: &[u8],
 ) -> io::Result<()> {
+    archive.append_data(&mut header(kind, mode, contents.len() as u64), path.trim_start_matches('/'), contents)
+}
+
+fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_size(contents.len() as u64);
+    header.set_size(size);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    archive.append_data(&mut header, path.trim_start_matches('/'), contents)
+    header
 }
 
 /// Each once, parents first.
@@ -103,6 +118,7 @@ mod tests {
             for name in names {
                 files.add(name, name.into(), 0o755);
             }
+            files.link("/bin/c", "/usr/bin/a");
             Layer::pack(&files).unwrap()
         };
         let layer = pack(["/usr/bin/a", "/lib64/b"]);
@@ -119,7 +135,8 @@ mod tests {
                 (entry.path().unwrap().display().to_string(), header.mode().unwrap())
             })
             .collect();
-        let expected = ["lib64/", "usr/", "usr/bin/", "lib64/b", "usr/bin/a"].map(|name| (name.to_owned(), 0o755));
+        let expected = ["bin/", "lib64/", "usr/", "usr/bin/", "bin/c", "lib64/b", "usr/bin/a"];
+        let expected = expected.map(|name| (name.to_owned(), if name == "bin/c" { 0o777 } else { 0o755 }));
         assert_eq!(entries, expected);
     }
 }

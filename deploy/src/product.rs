@@ -83,6 +83,9 @@ impl Product {
     fn program(&self, name: &str) -> Result<Layer, ProductError> {
         let mut files = Files::default();
         files.add(format!("{PROGRAMS}/{name}"), stripped(&self.binaries.join(name))?, 0o755);
+        if name == COMMAND {
+            files.link(PROBE, format!("{PROGRAMS}/{COMMAND}"));
+        }
         pack(&files)
     }
 
@@ -180,6 +183,8 @@ fn pack(files: &Files) -> Result<Layer, ProductError> {
     Layer::pack(files).map_err(ProductError::Pack)
 }
 
+/// What the manifests of Network Service Mesh call in the image of a forwarder.
+const PROBE: &str = "/bin/grpc-health-probe";
 /// Where programs are in an image.
 const PROGRAMS: &str = "/usr/bin";
 
