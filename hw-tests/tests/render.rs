@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dpdk_forwarder::config::WiresFile;
+use dpdk_forwarder::nsm::Environment;
 use ferrule_dataplane::spec::{EndSpec, Role};
 use ferrule_hw_tests::need::{Need, lacks, skip};
 use serde_json::{Value, json};
@@ -47,6 +48,9 @@ fn the_chart_sends_what_the_overlays_send() {
                 values[key]["config"] = serde_saphyr::from_str(&text).unwrap();
             }
         }
+        if overlay == "nsm" {
+            values["dpdkForwarder"]["nsm"] = json!(true);
+        }
         assert_eq!(helm.template(&values), kustomize(overlay), "{overlay}");
     }
 }
@@ -80,6 +84,39 @@ fn values_change_what_they_name() {
     assert!(pod["volumes"].as_array().unwrap().iter().any(|volume| volume["name"] == "tun"));
     for monitoring in ["PodMonitor/ferrule", "PrometheusRule/ferrule"] {
         assert_eq!(objects[monitoring]["metadata"]["namespace"], "ferrule", "{monitoring}");
+    }
+}
+
+/// As those of Network Service Mesh have it: the manager's socket, SPIRE's, and who it is.
+#[test]
+fn the_forwarder_of_the_overlay_nsm_is_told_of_its_mesh() {
+    if lacks("the_forwarder_of_the_overlay_nsm_is_told_of_its_mesh", &[KUBECTL]) {
+        return;
+    }
+    let pod = &kustomize("nsm")["DaemonSet/dpdk-forwarder"]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let of_pod = |path: &Value| {
+        path.as_str().unwrap().replace("metadata.name", "forwarder-x").replace("status.hostIP", "192.0.2.1")
+    };
+    let variables = container["env"].as_array().unwrap().iter().map(|variable| {
+        let value = variable["value"].as_str().map(str::to_owned);
+        (
+            variable["name"].as_str().unwrap().to_owned(),
+            value.unwrap_or_else(|| of_pod(&variable["valueFrom"]["fieldRef"]["fieldPath"])),
+        )
+    });
+    let variables: BTreeMap<_, _> = variables.collect();
+    let environment = Environment::read(None, variables.clone()).unwrap();
+    assert!(environment.ignored.is_empty(), "{:?}", environment.ignored);
+    let settings = environment.settings.unwrap();
+    assert_eq!((settings.name.as_str(), settings.tunnel_ip), ("forwarder-x", Some([192, 0, 2, 1].into())));
+    let is_mounted = |path: &str| {
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        mounts.iter().any(|mount| path.starts_with(mount["mountPath"].as_str().unwrap()))
+    };
+    let urls = [&settings.connect_to, &settings.listen_on, &variables["SPIFFE_ENDPOINT_SOCKET"]];
+    for path in urls.map(|url| url.strip_prefix("unix://").unwrap()) {
+        assert!(is_mounted(path), "{path}");
     }
 }
 
@@ -163,7 +200,11 @@ type Daemon = (&'static str, &'static str, &'static str);
 const PLUGIN: Daemon = ("device-plugin", "devicePlugin", "config.json");
 const FORWARDER: Daemon = ("dpdk-forwarder", "dpdkForwarder", "wires.yaml");
 const MANAGER: Daemon = ("sriov-manager", "sriovManager", "policies.yaml");
-const OVERLAYS: [(&str, &[Daemon]); 3] =
-    [("software", &[PLUGIN, FORWARDER]), ("sriov", &[PLUGIN, MANAGER]), ("dpdk", &[PLUGIN, FORWARDER, MANAGER])];
+const OVERLAYS: [(&str, &[Daemon]); 4] = [
+    ("software", &[PLUGIN, FORWARDER]),
+    ("sriov", &[PLUGIN, MANAGER]),
+    ("dpdk", &[PLUGIN, FORWARDER, MANAGER]),
+    ("nsm", &[FORWARDER]),
+];
 const KUBECTL: Need = Need::Program { name: "kubectl", package: "kubernetes-client" };
 const HELM: Need = Need::Program { name: "helm", package: "helm" };
