@@ -2,140 +2,134 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
 use super::pod::MeshPod;
-use super::programs::{Cast, Maker, go, ours};
-use crate::lab::scenario::Figure;
+use super::programs::{Maker, go, ours};
+use super::settings::{INTERFACE, MeshSettings, SERVICE, client_name};
 use crate::process::Process;
 
-/// A node: identities, a manager with its registry, and our forwarder. All of it ends with this value.
+/// A node: a manager and our forwarder, in a namespace that stands for the node's own. All of it ends with this value.
 pub struct MeshNode {
-    directory: tempfile::TempDir,
-    cast: Cast,
-    options: NodeOptions,
+    number: usize,
+    common: Arc<MeshSettings>,
     processes: BTreeMap<&'static str, Process>,
-    /// What was measured.
-    pub figures: Vec<Figure>,
-}
-
-/// How a node is.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeOptions {
-    /// How long certificates live.
-    pub certificates: Duration,
-    /// How long tokens live.
-    pub tokens: Duration,
-    /// How long a request may take.
-    pub request: Duration,
-    /// How many clients have an identity.
-    pub clients: usize,
-}
-
-impl Default for NodeOptions {
-    fn default() -> Self {
-        Self {
-            certificates: Duration::from_hours(1),
-            tokens: Duration::from_mins(10),
-            request: Duration::from_secs(15),
-            clients: 1,
-        }
-    }
+    place: MeshPod,
 }
 
 impl MeshNode {
-    /// Starts all of it, and waits until the forwarder is registered.
-    pub fn start(cast: Cast, options: NodeOptions) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("nsm-").tempdir().context("make a directory")?;
-        let mut node = Self { directory, cast, options, processes: BTreeMap::new(), figures: Vec::new() };
-        node.start_identities()?;
-        node.start_manager()?;
-        node.start_forwarder()?;
-        Ok(node)
+    pub(super) fn new(number: usize, common: Arc<MeshSettings>) -> Self {
+        Self { number, common, processes: BTreeMap::new(), place: MeshPod::new() }
     }
 
-    fn start_identities(&mut self) -> Result<()> {
-        let mut command = Command::new(ours("ferrule")?);
-        command.args(["nsm", "identities", "--lifetime"]).arg(format!("{}s", self.options.certificates.as_secs()));
-        command.arg("--directory").arg(self.path("identity")).args(["registry", "nsmgr", "fwd", "nse", "ferrule"]);
-        // One more for whoever comes later.
-        command.args((0..=self.options.clients).map(client_name));
-        let process = Process::start(&mut command);
-        process.wait_for("identities of");
-        self.processes.insert("identities", process);
-        Ok(())
-    }
-
-    /// Starts the manager, with its registry if that is a process of its own.
-    pub fn start_manager(&mut self) -> Result<()> {
-        if self.cast.manager == Maker::Go && !self.processes.contains_key("registry") {
-            self.start_registry()?;
+    /// Gives each node its address, and connects two of them.
+    pub(super) fn join(nodes: &[Self]) {
+        if let [near, far] = nodes {
+            let (near_pod, far_pod) = (near.place.netns(), far.place.netns());
+            near_pod.ip(&format!("link add {UPLINK} type veth peer name {UPLINK} netns {}", far_pod.name()));
+        } else {
+            // It is asked for by its address alone.
+            for node in nodes {
+                node.place.netns().ip(&format!("link add {UPLINK} type veth peer name nobody"));
+            }
         }
-        let mut command = match self.cast.manager {
-            Maker::Ours => {
-                let mut command = Command::new(ours("ferrule")?);
-                command.args(["nsm", "manager", "--observer", "spiffe://ferrule.local/ferrule"]);
-                command.args(["--relay", "spiffe://ferrule.local/fwd"]);
-                command
-            }
-            Maker::Go => {
-                let mut command = Command::new(go("nsmgr")?);
-                command.env("NSM_REGISTRY_URL", format!("unix://{}", self.path("registry.sock").display()));
-                command
-            }
-        };
-        self.set_common(&mut command, "nsmgr");
-        command.env("NSM_LISTEN_ON", self.manager_url());
-        let process = Process::start(&mut command);
-        process.wait_for(if self.cast.manager == Maker::Ours { "manager nsmgr on" } else { "Startup completed" });
-        self.processes.insert("manager", process);
-        Ok(())
+        for node in nodes {
+            let netns = node.place.netns();
+            netns.ip(&format!("address add {}/24 dev {UPLINK}", node.address()));
+            netns.ip(&format!("link set {UPLINK} up"));
+            netns.ip(&format!("route add default dev {UPLINK}"));
+        }
     }
 
-    /// Starts the registry of a manager in Go.
-    pub fn start_registry(&mut self) -> Result<()> {
-        let mut command = Command::new(go("registry-memory")?);
-        self.set_common(&mut command, "registry");
-        command.env("NSM_LISTEN_ON", format!("unix://{}", self.path("registry.sock").display()));
+    /// The address of a node.
+    pub(super) fn address_of(number: usize) -> Ipv4Addr {
+        Ipv4Addr::new(10, 255, 0, number as u8)
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        Self::address_of(self.number)
+    }
+
+    /// The namespace that stands for the node's own.
+    pub fn place(&self) -> &MeshPod {
+        &self.place
+    }
+
+    /// The manager's name, and that of its identity.
+    pub fn manager_name(&self) -> String {
+        format!("nsmgr-{}", self.number)
+    }
+
+    /// The forwarder's name, and that of its identity.
+    pub fn forwarder_name(&self) -> String {
+        format!("fwd-{}", self.number)
+    }
+
+    /// Starts the manager.
+    pub fn start_manager(&mut self) -> Result<()> {
+        let mut command = match self.common.cast.manager {
+            Maker::Ours => {
+                let mut command = self.place.command(&ours("ferrule")?);
+                command.args(["nsm", "manager", "--observer", "spiffe://ferrule.local/ferrule"]);
+                command.args(self.common.relays());
+                command
+            }
+            Maker::Go => self.place.command(&go("nsmgr")?),
+        };
+        self.common.set(&mut command, &self.manager_name());
+        command.env("NSM_LISTEN_ON", format!("{},tcp://{}:{MANAGER_PORT}", self.manager_url(), self.address()));
+        if let Some(registry) = &self.common.registry {
+            command.env("NSM_REGISTRY_URL", registry);
+        }
         let process = Process::start(&mut command);
-        process.wait_for("Startup completed");
-        self.processes.insert("registry", process);
+        process.wait_for(match self.common.cast.manager {
+            Maker::Ours => ":5001",
+            Maker::Go => "Startup completed",
+        });
+        self.processes.insert("manager", process);
         Ok(())
     }
 
     /// Starts our forwarder, and waits until it serves. It is registered soon afterwards.
     pub fn start_forwarder(&mut self) -> Result<()> {
-        let mut command = Command::new(ours("dpdk-forwarder")?);
-        command.arg("--socket").arg(self.path("admin.sock"));
-        self.set_common(&mut command, "fwd");
-        command.env("NSM_LISTEN_ON", format!("unix://{}", self.path("fwd.sock").display()));
-        command.env("NSM_CONNECT_TO", self.manager_url());
+        let mut command = self.place.command(&ours("dpdk-forwarder")?);
+        command.arg("--socket").arg(self.socket("admin"));
+        self.common.set(&mut command, &self.forwarder_name());
+        command.env("NSM_LISTEN_ON", self.forwarder_url()).env("NSM_CONNECT_TO", self.manager_url());
+        // The second one finds it out.
+        if self.number == 1 {
+            command.env("NSM_TUNNEL_IP", self.address().to_string());
+        }
         let process = Process::start(&mut command);
         process.wait_for("a forwarder of the mesh");
         self.processes.insert("forwarder", process);
         Ok(())
     }
 
-    /// Starts an endpoint of the service in a namespace.
+    /// Starts an endpoint of the service in a namespace, and waits until it is registered.
     pub fn start_endpoint(&mut self, pod: &MeshPod, prefixes: &str, payload: &str) -> Result<()> {
-        let mut command = match self.cast.endpoint {
+        let mut command = match self.common.cast.endpoint {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);
-                command.args(["nsm", "endpoint", "--relay", "spiffe://ferrule.local/fwd"]);
-                command.arg("--listen-on").arg(self.path("nse.sock"));
+                command.args(["nsm", "endpoint"]).args(self.common.relays());
+                command.arg("--listen-on").arg(self.common.path("nse.sock"));
                 command
             }
             Maker::Go => pod.command(&go("nse-icmp-responder")?),
         };
-        self.set_common(&mut command, "nse");
+        self.common.set(&mut command, "nse");
         command.env("NSM_SERVICE_NAMES", SERVICE).env("NSM_CIDR_PREFIX", prefixes).env("NSM_PAYLOAD", payload);
         command.env("NSM_CONNECT_TO", self.manager_url());
         let process = Process::start(&mut command);
-        process.wait_for(if self.cast.endpoint == Maker::Ours { ": registered" } else { "startup completed" });
+        process.wait_for(match self.common.cast.endpoint {
+            Maker::Ours => ": registered",
+            Maker::Go => "startup completed",
+        });
         self.processes.insert("endpoint", process);
         Ok(())
     }
@@ -145,14 +139,9 @@ impl MeshNode {
         self.start_client_of(pod, number, &format!("kernel://{SERVICE}/{INTERFACE}"))
     }
 
-    /// Starts a client beside the first one.
-    pub fn start_other_client(&self, pod: &MeshPod) -> Result<Process> {
-        self.start_client(pod, self.options.clients)
-    }
-
     /// Starts a client of this url.
     pub fn start_client_of(&self, pod: &MeshPod, number: usize, url: &str) -> Result<Process> {
-        let mut command = match self.cast.client {
+        let mut command = match self.common.cast.client {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);
                 command.args(["nsm", "client"]);
@@ -164,17 +153,12 @@ impl MeshNode {
                 command
             }
         };
-        self.set_common(&mut command, &client_name(number));
+        self.common.set(&mut command, &client_name(number));
         command.env("NSM_NETWORK_SERVICES", url).env("NSM_CONNECT_TO", self.manager_url());
         Ok(Process::start(&mut command))
     }
 
-    /// Waits until a client is connected.
-    pub fn wait_connected(&self, client: &Process) {
-        client.wait_for(if self.cast.client == Maker::Ours { "connected: " } else { "successfully connected to" });
-    }
-
-    /// Kills a process: `forwarder`, `manager`, `registry` or `endpoint`.
+    /// Kills a process: `forwarder`, `manager` or `endpoint`.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         let mut process = self.processes.remove(name).with_context(|| format!("there is no {name}"))?;
         process.kill();
@@ -204,43 +188,40 @@ impl MeshNode {
     pub fn shown(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(ours("ferrule")?);
         command.arg("nsm").args(arguments);
-        self.set_common(&mut command, "ferrule");
+        self.common.set(&mut command, "ferrule");
         command.env("NSM_CONNECT_TO", self.manager_url());
         run(&mut command)
     }
 
     /// The wires that the forwarder has.
     pub fn wires(&self) -> Result<String> {
-        run(Command::new(ours("ferrule")?).args(["wires", "--json", "--socket"]).arg(self.path("admin.sock")))
+        run(Command::new(ours("ferrule")?).args(["wires", "--json", "--socket"]).arg(self.socket("admin")))
     }
 
-    /// Puts a figure into the report.
-    pub fn figure(&mut self, name: &str, value: f64, unit: &str) {
-        self.figures.push(Figure { name: name.to_owned(), value, unit: unit.to_owned() });
+    /// Whether the forwarder has a wire of the mesh.
+    pub fn has_wire(&self) -> Result<bool> {
+        Ok(self.wires()?.contains("nsm-"))
     }
 
     /// Prints what the node's processes have printed.
-    pub fn show_logs(&self, case: &str) {
+    pub(super) fn show_logs(&self, case: &str) {
         for (name, process) in &self.processes {
-            eprintln!("--- {case}: {name} has printed:\n{}\n---", process.output());
+            eprintln!("--- {case}: {name} of node {} has printed:\n{}\n---", self.number, process.output());
         }
     }
 
-    fn set_common(&self, command: &mut Command, name: &str) {
-        let identity = self.path("identity").join(format!("{name}.sock"));
-        command.env("NSM_NAME", name).env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", identity.display()));
-        command.env("NSM_MAX_TOKEN_LIFETIME", format!("{}s", self.options.tokens.as_secs()));
-        command.env("NSM_REQUEST_TIMEOUT", format!("{}s", self.options.request.as_secs()));
-        command.env("TMPDIR", self.directory.path()).env("NSM_LOG_LEVEL", "INFO");
+    /// Where the forwarder serves.
+    pub fn forwarder_url(&self) -> String {
+        format!("unix://{}", self.socket("fwd").display())
     }
 
-    /// A path in the node's directory.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+    /// Where the manager serves those of its node.
+    pub fn manager_url(&self) -> String {
+        format!("unix://{}", self.socket("nsm.io").display())
     }
 
-    fn manager_url(&self) -> String {
-        format!("unix://{}", self.path("nsm.io.sock").display())
+    fn socket(&self, name: &str) -> std::path::PathBuf {
+        self.common.path(&format!("{name}-{}.sock", self.number))
     }
 }
 
@@ -251,12 +232,6 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
-/// The name of a client, and of its identity.
-pub fn client_name(number: usize) -> String {
-    format!("nsc-{number}")
-}
-
-/// What clients ask for.
-pub const SERVICE: &str = "icmp-responder";
-/// Their interface.
-pub const INTERFACE: &str = "nsm-1";
+/// The interface by which nodes reach each other.
+const UPLINK: &str = "uplink";
+const MANAGER_PORT: u16 = 5001;

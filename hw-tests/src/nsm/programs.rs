@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 /// Who made a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,10 +14,12 @@ pub enum Maker {
     Go,
 }
 
-/// Who plays which role beside our forwarder.
+/// Who plays which role beside our forwarders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cast {
-    /// The manager, with its registry.
+    /// The registry. None: on one node it is the manager's own, and else ours.
+    pub registry: Option<Maker>,
+    /// Managers.
     pub manager: Maker,
     /// Clients.
     pub client: Maker,
@@ -27,21 +29,17 @@ pub struct Cast {
 
 impl Cast {
     /// All in Go.
-    pub const GO: Self = Self { manager: Maker::Go, client: Maker::Go, endpoint: Maker::Go };
+    pub const GO: Self = Self { registry: Some(Maker::Go), manager: Maker::Go, client: Maker::Go, endpoint: Maker::Go };
 
     /// The programs in Go that it needs.
     pub fn needs(self) -> Vec<&'static str> {
-        let mut needs = Vec::new();
-        if self.manager == Maker::Go {
-            needs.extend(["nsmgr", "registry-memory"]);
-        }
-        if self.client == Maker::Go {
-            needs.push("nsc");
-        }
-        if self.endpoint == Maker::Go {
-            needs.push("nse-icmp-responder");
-        }
-        needs
+        let roles = [
+            (self.registry.unwrap_or_default(), "registry-memory"),
+            (self.manager, "nsmgr"),
+            (self.client, "nsc"),
+            (self.endpoint, "nse-icmp-responder"),
+        ];
+        roles.into_iter().filter(|(maker, _)| *maker == Maker::Go).map(|(_, program)| program).collect()
     }
 
     /// What of it is missing, in words.
@@ -66,9 +64,11 @@ pub fn go(name: &str) -> Result<PathBuf> {
 
 /// A program of ours, built beside this one.
 pub fn ours(name: &str) -> Result<PathBuf> {
-    let program = std::env::current_exe()?.with_file_name(name);
-    ensure!(program.is_file(), "{} is not there: cargo build", program.display());
-    Ok(program)
+    let here = std::env::current_exe()?;
+    // A bench is in `deps`.
+    let mut beside = here.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let program = beside.find(|program| program.is_file());
+    program.with_context(|| format!("{name} is not beside {}: cargo build --workspace --bins", here.display()))
 }
 
 /// The variable that names the directory of the programs in Go.

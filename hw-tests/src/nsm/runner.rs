@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::cases::NsmCase;
+use super::mesh::Mesh;
 use crate::lab::report::{Line, Report, Verdict};
 use crate::lab::scenario::Figure;
 use crate::need::{Need, may_skip, second_chance};
@@ -70,11 +71,11 @@ fn run_one(case: &NsmCase) -> Line {
 }
 
 fn run_case(case: &NsmCase, figures: &mut Vec<Figure>) -> Result<()> {
-    let mut node = super::node::MeshNode::start(case.cast, case.options)?;
-    let done = (case.run)(&mut node);
-    figures.append(&mut node.figures);
+    let mut mesh = Mesh::start(case.cast, case.options)?;
+    let done = (case.run)(&mut mesh);
+    figures.append(&mut mesh.figures);
     if done.is_err() {
-        node.show_logs(case.name);
+        mesh.show_logs(case.name);
     }
     done
 }

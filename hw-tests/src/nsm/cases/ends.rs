@@ -1,0 +1,330 @@
+//! Ends of each kind at either side, by a client and an endpoint of our own: frames are compared where they arrive.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ferrule_bench::traffic::{Addresses, Pattern, Sink};
+use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::spec::{MacAddress, MemifSpec, NetNs, Role, SocketAddress};
+use ferrule_endpoints::Responder;
+use ferrule_endpoints::end::{End, EndSpec};
+use ferrule_endpoints::vhost_user::FrontendSpec;
+use ferrule_nsm::files::Inode;
+use ferrule_nsm::proto::connection::{Connection, Mechanism};
+use ferrule_nsm::service::{Call, Handler, INODE_URL, NextHop};
+use ferrule_nsm::transport::Peer;
+use tonic::Status;
+
+use super::wait_until;
+use crate::TIMEOUT;
+use crate::frames::Server;
+use crate::nsm::caller::{Caller, Served, file, mechanism, request};
+use crate::nsm::mesh::Mesh;
+use crate::nsm::pod::MeshPod;
+
+/// All kinds at the client's side beside all at the endpoint's.
+pub(super) fn all_pairs(mesh: &mut Mesh) -> Result<()> {
+    let client = Caller::at(mesh.path("identity/stranger.sock"))?;
+    let serving = Caller::at(mesh.path("identity/nse.sock"))?;
+    let next = client.dial(&mesh.near().manager_url())?;
+    for endpoint_kind in KINDS {
+        let far = Side::new(endpoint_kind)?;
+        let handler = OwnEndpoint { mechanism: far.mechanism(true)?, file: Arc::clone(&far.file) };
+        let (name, manager) = (format!("ends-{endpoint_kind:?}"), mesh.far().manager_url());
+        let socket = mesh.path(&format!("{name}.sock"));
+        let _served = Served::start(&serving, &name, socket, &manager, handler)?;
+        for client_kind in KINDS {
+            let near = Side::new(client_kind)?;
+            let pair = format!("{client_kind:?} beside {endpoint_kind:?}");
+            one_pair(mesh, (&client, &next), &name, &near, &far).with_context(|| pair.clone())?;
+        }
+    }
+    Ok(())
+}
+
+/// One connection, from the request to its close.
+fn one_pair(
+    mesh: &mut Mesh,
+    (client, next): (&Caller, &NextHop),
+    service: &str,
+    near: &Side,
+    far: &Side,
+) -> Result<()> {
+    let files = [Arc::clone(&near.file)];
+    let id = format!("{service}-{:?}", near.kind);
+    let message = request("client", &id, service, near.mechanism(false)?);
+    let made = client.runtime().block_on(next.request(message, &files, TIMEOUT)).map_err(Status::from)?;
+    let carried = carry(near, far, &made);
+    client.runtime().block_on(next.close(made, &files, TIMEOUT))?;
+    carried?;
+    near.pod.wait_interfaces(0, TIMEOUT)?;
+    far.pod.wait_interfaces(0, TIMEOUT)?;
+    let left: Vec<_> = std::fs::read_dir(near.directory.path())?.collect();
+    ensure!(left.is_empty(), "{left:?} is left in the client's directory");
+    wait_until("no wire is left", || Ok(!mesh.near().has_wire()? && !mesh.far().has_wire()?))
+}
+
+/// Sends frames both ways, or pings where the kernel has an end.
+fn carry(near: &Side, far: &Side, made: &Connection) -> Result<()> {
+    let chosen = made.mechanism.as_ref().context("no mechanism is answered")?;
+    let (near_end, far_end) = (near.end(chosen)?, far.end(&far.mechanism(true)?)?);
+    match (near_end, far_end) {
+        (None, None) => near.pod.netns().ping_all(FAR_ADDRESS, PINGS, PING_SIZE),
+        (Some(near_end), None) => {
+            let _responder = responder(open(&near_end)?);
+            far.pod.netns().ping_all(NEAR_ADDRESS, PINGS, PING_SIZE);
+        }
+        (None, Some(far_end)) => {
+            let _responder = responder(open(&far_end)?);
+            near.pod.netns().ping_all(FAR_ADDRESS, PINGS, PING_SIZE);
+        }
+        (Some(near_end), Some(far_end)) => {
+            let opening = thread::spawn(move || open(&near_end));
+            let far_end = open(&far_end)?;
+            let near_end = opening.join().map_err(|_| anyhow::anyhow!("opening the client's end panicked"))??;
+            exchange(near_end, far_end)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a client or an endpoint has.
+struct Side {
+    kind: Kind,
+    pod: MeshPod,
+    directory: tempfile::TempDir,
+    /// What it passes: its namespace, or its directory.
+    file: Arc<OwnedFd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Kernel,
+    Memif,
+    VhostUser,
+}
+
+impl Side {
+    fn new(kind: Kind) -> Result<Self> {
+        let (pod, directory) = (MeshPod::new(), tempfile::tempdir().context("make a directory")?);
+        let passed = if kind == Kind::VhostUser { directory.path().to_owned() } else { pod.netns().path() };
+        Ok(Self { kind, file: file(&passed)?, pod, directory })
+    }
+
+    /// What it says of its end: as an endpoint it names the socket, as a client it is told of it.
+    fn mechanism(&self, is_endpoint: bool) -> Result<Mechanism> {
+        let inode = Inode::of(&self.file)?.to_string();
+        let named = |kind, key, value| {
+            let mut all = vec![(INODE_URL, inode.as_str())];
+            all.extend((is_endpoint || key == "name").then_some((key, value)));
+            mechanism(kind, &all)
+        };
+        Ok(match self.kind {
+            Kind::Kernel => named("KERNEL", "name", "end"),
+            Kind::Memif => named("MEMIF", SOCKET_FILE, "@end"),
+            Kind::VhostUser => named("VHOST_USER", SOCKET_FILE, "end.sock"),
+        })
+    }
+
+    /// How its end is opened, if that is not the kernel's.
+    fn end(&self, chosen: &Mechanism) -> Result<Option<EndSpec>> {
+        let socket = || chosen.parameters.get(SOCKET_FILE).context("the answer names no socket");
+        let listens = |name: &str| name == "@end" || name == "end.sock";
+        Ok(match self.kind {
+            Kind::Kernel => None,
+            Kind::Memif => {
+                let name = socket()?;
+                let role = if listens(name) { Role::Server } else { Role::Client };
+                let netns = Some(NetNs::Path(self.pod.netns().path()));
+                Some(EndSpec::Memif(MemifSpec { netns, ..MemifSpec::new(name.parse()?, role) }))
+            }
+            Kind::VhostUser => {
+                let name = socket()?;
+                let socket = SocketAddress::Path(self.path(name));
+                Some(EndSpec::Vhost(FrontendSpec { listens: listens(name), ..FrontendSpec::new(socket) }))
+            }
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// Has one mechanism, and says always the same of it.
+struct OwnEndpoint {
+    mechanism: Mechanism,
+    file: Arc<OwnedFd>,
+}
+
+#[tonic::async_trait]
+impl Handler for OwnEndpoint {
+    async fn request(&self, call: Call) -> Result<Connection, Status> {
+        let mut connection = call.connection;
+        if !call.preferences.iter().any(|wanted| wanted.r#type == self.mechanism.r#type) {
+            return Err(Status::unimplemented("another mechanism is wanted"));
+        }
+        let context = connection.context.get_or_insert_default().ip_context.get_or_insert_default();
+        context.src_ip_addrs = vec![format!("{NEAR_ADDRESS}/24")];
+        context.dst_ip_addrs = vec![format!("{FAR_ADDRESS}/24")];
+        connection.mechanism = Some(self.mechanism.clone());
+        if let Some(path) = &mut connection.path {
+            call.place.trim(path);
+        }
+        let files = call.peer.as_ref().and_then(Peer::files);
+        let files = files.ok_or_else(|| Status::failed_precondition("a Unix socket is wanted"))?;
+        files.send(Arc::clone(&self.file)).map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(connection)
+    }
+
+    async fn close(&self, _: Call) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+fn open(spec: &EndSpec) -> Result<End> {
+    Ok(End::open(spec, TIMEOUT)?)
+}
+
+/// The first queue, to send on and to receive from.
+fn queue(end: &mut End) -> (&mut dyn Target, &mut dyn Source) {
+    match end {
+        End::Memif(end) => (&mut end.queues.senders[0], &mut end.queues.receivers[0]),
+        End::Vhost(end) => (&mut end.queues.senders[0], &mut end.queues.receivers[0]),
+    }
+}
+
+fn send(end: &mut End, bytes: &[u8]) -> Result<bool> {
+    let (sender, _) = queue(end);
+    let broken = |fault| anyhow::anyhow!("the peer broke the protocol: {fault:?}");
+    sender.refresh().map_err(broken)?;
+    let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
+    let stored = match sender.put(&frame).map_err(broken)? {
+        Put::Stored => true,
+        Put::Full => false,
+        Put::Refused(reason) => bail!("a frame of {} bytes was refused: {reason:?}", bytes.len()),
+    };
+    if sender.publish()
+        && let Some(eventfd) = sender.notify_fd()
+    {
+        // Full means that it rings already.
+        let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
+    }
+    Ok(stored)
+}
+
+/// The frames that are there now, at most a burst.
+fn receive(end: &mut End, gather: &mut [u8]) -> Result<Vec<Vec<u8>>> {
+    let (_, receiver) = queue(end);
+    let broken = |fault| anyhow::anyhow!("the peer broke the protocol: {fault:?}");
+    let mut frames = Vec::new();
+    receiver.refresh().map_err(broken)?;
+    while frames.len() < BURST
+        && let Some(frame) = receiver.peek(gather).map_err(broken)?
+    {
+        let mut bytes = vec![0; frame.bytes.len()];
+        ensure!(frame.bytes.copy_out(&mut bytes), "the copy is as long as the frame");
+        let slots = frame.slots;
+        receiver.advance(slots);
+        frames.push(bytes);
+    }
+    receiver.release();
+    if !frames.is_empty()
+        && let Some(eventfd) = receiver.release_notify_fd()
+    {
+        let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
+    }
+    Ok(frames)
+}
+
+/// Answers pings to every address at this end.
+fn responder(mut end: End) -> Server {
+    let brain = Responder::new(MacAddress([2, 0, 0, 0, 0, 0xfe]), Vec::new());
+    let (mut reply, mut gather) = (vec![0; FRAME_MAX], vec![0; FRAME_MAX]);
+    Server::start(move || {
+        let frames = receive(&mut end, &mut gather).expect("the forwarder keeps to the protocol");
+        for frame in &frames {
+            if let Some(length) = brain.answer(frame, &mut reply) {
+                // A reply that finds no room is a ping lost, which the test sees.
+                send(&mut end, &reply[..length]).expect("the forwarder keeps to the protocol");
+            }
+        }
+        if frames.is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    })
+}
+
+/// Frames of several sizes both ways, each compared with what was sent.
+fn exchange(mut near: End, mut far: End) -> Result<()> {
+    let mut there = Way::new()?;
+    let mut back = Way::new()?;
+    let end = Instant::now() + TIMEOUT;
+    while !there.is_done() || !back.is_done() {
+        let moved = there.step(&mut near, &mut far)? + back.step(&mut far, &mut near)?;
+        ensure!(
+            Instant::now() < end,
+            "of {FRAMES} frames each way {:?} and {:?} came",
+            there.sink.tally(),
+            back.sink.tally()
+        );
+        if moved == 0 {
+            thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+/// Frames in one direction, no more under way than a ring holds.
+struct Way {
+    patterns: Vec<Pattern>,
+    sink: Sink,
+    sent: u64,
+    gather: Vec<u8>,
+}
+
+impl Way {
+    fn new() -> Result<Self> {
+        let pattern = |(flow, size): (usize, usize)| Pattern::new(size, flow as u32, Addresses::default());
+        let patterns = SIZES.into_iter().enumerate().map(pattern).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { patterns, sink: Sink::new(0..SIZES.len() as u32, true), sent: 0, gather: vec![0; FRAME_MAX] })
+    }
+
+    fn step(&mut self, from: &mut End, to: &mut End) -> Result<u64> {
+        let before = self.sent;
+        while self.sent < FRAMES && self.sent - self.sink.tally().frames < WINDOW {
+            let sizes = self.patterns.len() as u64;
+            let frame = self.patterns[(self.sent % sizes) as usize].fill(self.sent / sizes);
+            if !send(from, frame)? {
+                break;
+            }
+            self.sent += 1;
+        }
+        let frames = receive(to, &mut self.gather)?;
+        for frame in &frames {
+            self.sink.see(frame);
+        }
+        let tally = self.sink.tally();
+        ensure!((tally.corrupt, tally.reordered, tally.duplicated, tally.foreign) == (0, 0, 0, 0), "{tally:?}");
+        Ok(self.sent - before + frames.len() as u64)
+    }
+
+    fn is_done(&self) -> bool {
+        self.sent == FRAMES && self.sink.tally().frames == FRAMES
+    }
+}
+
+const KINDS: [Kind; 3] = [Kind::Kernel, Kind::Memif, Kind::VhostUser];
+const SOCKET_FILE: &str = "socketfile";
+const NEAR_ADDRESS: &str = "10.77.0.1";
+const FAR_ADDRESS: &str = "10.77.0.2";
+const PINGS: usize = 20;
+const PING_SIZE: u32 = 1400;
+const FRAMES: u64 = 3000;
+const SIZES: [usize; 3] = [64, 300, 1514];
+const WINDOW: u64 = 64;

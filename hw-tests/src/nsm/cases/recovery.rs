@@ -1,0 +1,116 @@
+//! One process is killed and replaced, and traffic goes on or comes back by itself.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use super::{ENDPOINT_ADDRESS, ONE_FAMILY, few_lost, wait_until};
+use crate::TIMEOUT;
+use crate::nsm::mesh::{INTERFACE, Mesh};
+use crate::nsm::pod::MeshPod;
+
+pub(super) fn forwarder_killed(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let index = pair.client_pod.index(INTERFACE)?;
+    let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
+    mesh.near().kill("forwarder")?;
+    mesh.near().start_forwarder()?;
+    let began = Instant::now();
+    wait_until("the new forwarder has the wire", || mesh.near().has_wire())?;
+    mesh.figure("wire taken over after the start", began.elapsed().as_secs_f64() * 1e3, "ms");
+    let lost = few_lost(pings.end()?)?;
+    mesh.figure("pings lost", lost as f64, "");
+    ensure!(pair.client_pod.index(INTERFACE)? == index, "the interface was made anew");
+    pair.close()
+}
+
+pub(super) fn near_forwarder_killed(mesh: &mut Mesh) -> Result<()> {
+    remote_forwarder_killed(mesh, false)
+}
+
+pub(super) fn far_forwarder_killed(mesh: &mut Mesh) -> Result<()> {
+    remote_forwarder_killed(mesh, true)
+}
+
+fn remote_forwarder_killed(mesh: &mut Mesh, is_far: bool) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
+    let node = if is_far { mesh.far() } else { mesh.near() };
+    node.kill("forwarder")?;
+    node.start_forwarder()?;
+    // Who comes new says that the new one serves.
+    let took = other_client_connects(mesh)?;
+    mesh.figure("a new client is connected after the start", took, "ms");
+    let (sent, received) = pings.end()?;
+    mesh.figure("pings lost", sent.saturating_sub(received) as f64, "");
+    pair.client_pod.wait_ping(ENDPOINT_ADDRESS, TIMEOUT)?;
+    pair.close()
+}
+
+pub(super) fn manager_killed(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
+    mesh.near().kill("manager")?;
+    mesh.near().start_manager()?;
+    // Who comes new says that all others are registered again.
+    let took = other_client_connects(mesh)?;
+    mesh.figure("a new client is connected after the start", took, "ms");
+    few_lost(pings.end()?)?;
+    pair.close()
+}
+
+pub(super) fn managers_killed(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
+    for is_far in [false, true] {
+        let node = if is_far { mesh.far() } else { mesh.near() };
+        node.kill("manager")?;
+        node.start_manager()?;
+        let took = other_client_connects(mesh)?;
+        let which = if is_far { "far" } else { "near" };
+        mesh.figure(&format!("a new client is connected after the start of the {which} manager"), took, "ms");
+    }
+    few_lost(pings.end()?)?;
+    pair.close()
+}
+
+pub(super) fn registry_killed(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
+    mesh.kill_registry()?;
+    mesh.start_registry()?;
+    let took = other_client_connects(mesh)?;
+    mesh.figure("a new client is connected after the start", took, "ms");
+    few_lost(pings.end()?)?;
+    pair.close()
+}
+
+/// Connects one more client, and closes it again; how many milliseconds it took to connect.
+fn other_client_connects(mesh: &mut Mesh) -> Result<f64> {
+    let began = Instant::now();
+    let pod = MeshPod::new();
+    let client = mesh.start_other_client(&pod)?;
+    mesh.wait_connected(&client);
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    client.stop();
+    pod.wait_interfaces(0, TIMEOUT)?;
+    Ok(took)
+}
+
+pub(super) fn endpoint_killed(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    mesh.far().kill("endpoint")?;
+    mesh.far().start_endpoint(&pair.endpoint_pod, ONE_FAMILY, "ETHERNET")?;
+    let took = pair.client_pod.wait_ping(ENDPOINT_ADDRESS, TIMEOUT)?;
+    mesh.figure("the endpoint answers after its start", took.as_secs_f64() * 1e3, "ms");
+    pair.client.stop();
+    pair.client_pod.wait_interfaces(0, TIMEOUT)
+}
+
+pub(super) fn interface_deleted(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    pair.client_pod.netns().ip(&format!("link del {INTERFACE}"));
+    let took = pair.client_pod.wait_ping(ENDPOINT_ADDRESS, TIMEOUT)?;
+    mesh.figure("traffic is back", took.as_secs_f64() * 1e3, "ms");
+    pair.close()
+}
