@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use ferrule_daemon::counted;
 use ferrule_daemon::grpc::is_silent;
 use sriov_manager_client::cache::apply;
 use sriov_manager_client::{Client, ConnectError, connect, v1};
@@ -220,13 +221,14 @@ fn explained(vf: &str, reasons: &[v1::Reason], json: bool) -> String {
 }
 
 fn told_created(created: &[v1::Created], dry_run: bool) -> String {
+    let vfs = |count: u32| counted(count as usize, "VF");
     let mut out = String::new();
     for v1::Created { pf, from, to, steps, error, .. } in created {
         let _ = match (error.is_empty(), dry_run, from == to) {
             (false, ..) => writeln!(out, "{pf}: failed"),
-            (true, _, true) => writeln!(out, "{pf}: {to} VFs, as before"),
-            (true, true, false) => write!(out, "{pf}: {from} VFs, to be {to}\n{}", told_steps(steps)),
-            (true, false, false) => writeln!(out, "{pf}: {to} VFs, {from} before"),
+            (true, _, true) => writeln!(out, "{pf}: {}, as before", vfs(*to)),
+            (true, true, false) => write!(out, "{pf}: {}, to be {to}\n{}", vfs(*from), told_steps(steps)),
+            (true, false, false) => writeln!(out, "{pf}: {}, {from} before", vfs(*to)),
         };
     }
     out

@@ -153,7 +153,7 @@ async fn several_pools_and_several_leases_are_named_by_repeating_them() {
     let other = fixture.refused(&format!("acquire g --pool fast --pool spare --iommu-group {group}")).await;
     let elsewhere = format!(
         "no VF of the pools fast, spare is available: fast has none of the place that is asked for, the first is {}: it is not of the \
-         IOMMU group {group}; spare has 1 VFs, ",
+         IOMMU group {group}; spare has 1 VF, ",
         fixture.node.vf(0, 0)
     );
     assert!(other.starts_with(&elsewhere), "{other}");

@@ -123,13 +123,14 @@ fn told_blockers(blockers: &[v1::Blocker]) -> String {
 }
 
 fn told_applied(applied: &v1::ApplyPoliciesResponse, dry_run: bool) -> String {
+    let vfs = |count: u32| counted(count as usize, "VF");
     let verb = if dry_run { "would be" } else { "hold as" };
     let mut out = format!("the policies {verb} generation {}\n", applied.generation);
     for v1::PolicyChange { pf, from, to, error, blockers } in &applied.changes {
         let _ = match (error.is_empty(), dry_run) {
-            (true, true) => writeln!(out, "{pf}: {from} VFs, to be {to}"),
-            (true, false) => writeln!(out, "{pf}: {to} VFs, {from} before"),
-            (false, _) => writeln!(out, "{pf}: still {from} VFs and not {to}: {}", text::foreign(error)),
+            (true, true) => writeln!(out, "{pf}: {}, to be {to}", vfs(*from)),
+            (true, false) => writeln!(out, "{pf}: {}, {from} before", vfs(*to)),
+            (false, _) => writeln!(out, "{pf}: still {} and not {to}: {}", vfs(*from), text::foreign(error)),
         };
         for line in told_blockers(blockers).lines() {
             let _ = writeln!(out, "  {line}");

@@ -1,5 +1,7 @@
 //! What of policies means nothing on a node, or something else than it says.
 
+use ferrule_daemon::counted;
+
 use super::{Merged, NumVfs, Policies, Pool, merge};
 use crate::inventory::{Inventory, PhysicalFunction};
 
@@ -76,9 +78,10 @@ impl Policies {
         if merged.is_externally_managed && there < merged.num_vfs as usize {
             let first = merged.groups.first().map(|group| group.policy.source.prefix("externally_managed"));
             warnings.push(format!(
-                "{}{} has {there} VFs and its policies want {}, which are made elsewhere (`externallyManaged`): make them there",
+                "{}{} has {} and its policies want {}, which are made elsewhere (`externallyManaged`): make them there",
                 first.unwrap_or_default(),
                 pf.name(),
+                counted(there, "VF"),
                 merged.num_vfs
             ));
         }

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use ferrule_daemon::counted;
+
 use super::reasons::Obstacles;
 use super::request::Resolved;
 use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
@@ -265,7 +267,7 @@ impl Chooser<'_> {
                 return format!("has none of the place that is asked for, the first is {vf}: {why}");
             }
             let first = first.map(|first| format!(", the first is {first}")).unwrap_or_default();
-            format!("has {} VFs{first}", judged.len())
+            format!("has {}{first}", counted(judged.len(), "VF"))
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use ferrule_daemon::counted;
 use tracing::warn;
 
 use super::backoff::Backoff;
@@ -129,7 +130,7 @@ impl Vfs {
                     let there = function.vfs.len();
                     let why = || {
                         let cure = "somebody else changed the number; SIGHUP makes them";
-                        format!("it has {there} VFs, and the policies want {count}: {cure}")
+                        format!("it has {}, and the policies want {count}: {cure}", counted(there, "VF"))
                     };
                     short.entry(pf).or_insert_with(why);
                 }

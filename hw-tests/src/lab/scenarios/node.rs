@@ -164,7 +164,7 @@ pub fn other_name(lab: &Lab) -> Result<()> {
     let manager = Manager::start(lab, &ManagerOptions { policies: Some(policies), ..ManagerOptions::default() })?;
     assert_eq!(pf.vfs().len(), 2, "the policy found its PF");
     let told = manager.ferrule(&["create", "storage-of-the-first-rack=1"])?;
-    assert!(told.contains("1 VFs, 2 before"), "{told}");
+    assert!(told.contains("1 VF, 2 before"), "{told}");
     let vf = &pf.vfs()[0];
     vf.bind("igbvf")?;
     ip(&["link", "property", "add", "dev", &vf.wait_for_interface(), "altname", "net1-of-the-first-rack"])?;
