@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use ferrule_hw_tests::need;
 use ferrule_hw_tests::node::runner;
 use ferrule_hw_tests::node::scenario::NodeScenario;
 use ferrule_hw_tests::node::scenarios::ALL;
@@ -55,7 +56,14 @@ fn run(only: &[String]) -> Result<ExitCode> {
     let wanted: Vec<_> = ALL.iter().filter(wanted).collect();
     ensure!(!wanted.is_empty(), "no scenario has one of {only:?} in its name");
     let began = Instant::now();
-    let report = runner::run(&wanted)?;
+    let mut report = runner::run(&wanted)?;
+    if need::second_chance() {
+        for scenario in wanted {
+            if report.failed(scenario.name) {
+                report.again(runner::run(&[scenario])?);
+            }
+        }
+    }
     println!("{:>8}  all of it  ({:.0} s)", "took", began.elapsed().as_secs_f64());
     let passed = report.finish(&runner::folder()?.join("report.json"))?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -16,7 +16,7 @@ use super::pieces::{NodePieces, PLUGIN};
 use super::pod::Pod;
 use super::runtime::{Runtime, logged, write_config};
 use super::stand::Stand;
-use super::until;
+use super::{TIMEOUT, until};
 use crate::lab::scenario::Figure;
 use crate::process::Process;
 
@@ -260,7 +260,7 @@ impl Node {
 
     /// Deletes a pod; returns when it is gone.
     pub fn delete(&self, pod: &str) -> Result<()> {
-        self.kubectl.run(&["delete", "pod", pod, "--timeout=60s"]).map(drop)
+        self.kubectl.run(&["delete", "pod", pod, TIMEOUT]).map(drop)
     }
 
     /// What is known about a pod's state: phase, reasons and messages.
@@ -273,9 +273,7 @@ impl Node {
 
     fn delete_all_pods(&mut self) -> Result<()> {
         match self.stand {
-            Stand::Cluster => {
-                self.kubectl.run(&["delete", "pod", "--all", "--namespace=default", "--timeout=60s"]).map(drop)
-            }
+            Stand::Cluster => self.kubectl.run(&["delete", "pod", "--all", "--namespace=default", TIMEOUT]).map(drop),
             Stand::Standalone => self.delete_static_pods(),
         }
     }

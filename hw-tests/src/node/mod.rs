@@ -51,7 +51,9 @@ pub fn until_within<T>(time: Duration, what: &str, mut ask: impl FnMut() -> Resu
     }
 }
 
-/// How long anything may take on a busy machine of two cores.
-pub const DEADLINE: Duration = Duration::from_mins(1);
+/// How long anything may take on a machine of two cores that builds something beside it: what works is done in seconds.
+pub const DEADLINE: Duration = Duration::from_mins(3);
+/// The same for what `kubectl` and `helm` wait for.
+pub const TIMEOUT: &str = "--timeout=180s";
 
 const POLL: Duration = Duration::from_millis(50);

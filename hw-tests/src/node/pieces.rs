@@ -21,13 +21,13 @@ impl NodePieces {
     /// Those of this build, for a node of this kind. An error says what is missing and how to get it.
     pub fn find(stand: Stand) -> Result<Self> {
         let pieces = Self { folder: folder()?, ours: profile_folder() };
-        let mut missing: Vec<_> =
-            NEEDS.into_iter().filter(|need| !need.is_met()).map(|need| need.to_string()).collect();
-        let programs = RUNTIME.iter().chain(match stand {
-            Stand::Cluster => CLUSTER.iter(),
-            Stand::Standalone => STANDALONE.iter(),
-        });
-        for name in programs {
+        let (needs, built): (&[Need], &[&str]) = match stand {
+            Stand::Cluster => (&NEEDS_OF_CLUSTER, &CLUSTER),
+            Stand::Standalone => (&[], &STANDALONE),
+        };
+        let needs = NEEDS.iter().chain(needs).filter(|need| !need.is_met());
+        let mut missing: Vec<_> = needs.map(ToString::to_string).collect();
+        for name in RUNTIME.iter().chain(built) {
             if !pieces.program(name).is_file() {
                 missing.push(format!("target/node/bin/{name} (make node-pieces)"));
             }
@@ -74,12 +74,15 @@ pub fn script(name: &str) -> PathBuf {
 /// The program of the device plugin.
 pub const PLUGIN: &str = "device-plugin";
 
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 5] = [
     Need::Root,
     Need::Program { name: "unshare", package: "util-linux" },
     Need::Program { name: "ip", package: "iproute2" },
     Need::Program { name: "busybox", package: "busybox-static" },
     Need::Program { name: "python3", package: "python3" },
+];
+/// For keys of service accounts, and for the dashboard.
+const NEEDS_OF_CLUSTER: [Need; 2] = [
     Need::Program { name: "openssl", package: "openssl" },
     Need::Program { name: "prometheus", package: "prometheus" },
 ];

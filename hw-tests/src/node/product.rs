@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::kubectl::kubeconfig;
 use super::machine::{CONFIG, Node};
 use super::runtime::{IMAGE, ctr, run};
-use super::until;
+use super::{TIMEOUT, until};
 
 /// Which part of `deploy/` a node gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Node {
 
     /// Deletes its pods; returns when they are gone.
     pub fn delete_example(&self, example: &str) -> Result<()> {
-        self.kubectl.run(&["delete", "--filename", &path_of(example), "--timeout=60s"]).map(drop)
+        self.kubectl.run(&["delete", "--filename", &path_of(example), TIMEOUT]).map(drop)
     }
 
     /// Applies an overlay; returns when all its pods are ready.
@@ -53,14 +53,14 @@ impl Node {
     /// Deletes what an overlay made; returns when all of it is gone.
     pub fn delete_overlay(&self, overlay: Overlay) -> Result<()> {
         let folder = self.write_overlay(overlay)?;
-        self.kubectl.run(&["delete", "--kustomize", &folder.to_string_lossy(), "--timeout=60s"]).map(drop)
+        self.kubectl.run(&["delete", "--kustomize", &folder.to_string_lossy(), TIMEOUT]).map(drop)
     }
 
     /// Waits until the pods of an overlay are those of its newest form, and ready.
     pub fn until_rolled_out(&self, overlay: Overlay) -> Result<()> {
         for daemon_set in overlay.daemon_sets() {
             let name = format!("daemonset/{daemon_set}");
-            let status = ["--namespace", NAMESPACE, "rollout", "status", &name, "--timeout=60s"];
+            let status = ["--namespace", NAMESPACE, "rollout", "status", &name, TIMEOUT];
             self.kubectl.run(&status).with_context(|| self.pods_of_product())?;
         }
         Ok(())
@@ -92,14 +92,13 @@ devicePlugin:
         let file = self.pieces.run().join("values.yaml");
         fs::write(&file, values).context("write the values")?;
         let chart = deploy().join("chart");
-        let arguments =
-            ["install", "ferrule", &chart.to_string_lossy(), "--create-namespace", "--wait", "--timeout=60s"];
+        let arguments = ["install", "ferrule", &chart.to_string_lossy(), "--create-namespace", "--wait", TIMEOUT];
         run(self.helm().args(arguments).arg("--values").arg(&file)).with_context(|| self.pods_of_product()).map(drop)
     }
 
     /// Removes what the chart made.
     pub fn uninstall_chart(&self) -> Result<()> {
-        run(self.helm().args(["uninstall", "ferrule", "--wait", "--timeout=60s"])).map(drop)
+        run(self.helm().args(["uninstall", "ferrule", "--wait", TIMEOUT])).map(drop)
     }
 
     fn helm(&self) -> Command {
@@ -114,9 +113,9 @@ devicePlugin:
         let folder = deploy().join("kustomize/uninstall");
         let folder = folder.to_string_lossy();
         self.kubectl.run(&["apply", "--kustomize", &folder])?;
-        let status = ["--namespace", NAMESPACE, "rollout", "status", "daemonset/uninstall", "--timeout=60s"];
+        let status = ["--namespace", NAMESPACE, "rollout", "status", "daemonset/uninstall", TIMEOUT];
         self.kubectl.run(&status).with_context(|| self.pods_of_product())?;
-        self.kubectl.run(&["delete", "--kustomize", &folder, "--timeout=60s"]).map(drop)
+        self.kubectl.run(&["delete", "--kustomize", &folder, TIMEOUT]).map(drop)
     }
 
     /// Waits until no pod of the product is left.

@@ -281,4 +281,4 @@ pub fn folder() -> Result<std::path::PathBuf> {
 const TITLE: &str = "node";
 
 /// How long a scenario may take, and the start of a node.
-const SCENARIO_MAX: Duration = Duration::from_mins(6);
+const SCENARIO_MAX: Duration = Duration::from_mins(20);
