@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use ferrule_kubelet::stand_in::{Kubelet, Release};
 use sriov_manager::PciAddress;
 use sriov_manager::fake::{FakeNode, FakePf};
+use sriov_manager::kernel::Kernel;
 use sriov_manager_client::v1;
 use tokio::time::sleep;
 
@@ -223,6 +225,7 @@ async fn figures(site: &Site) {
         }
         println!("Allocate {what}: {}; the choice before it: {}", told(allocated), told(preferred));
     }
+    floor(site).await;
     let mut client = site.client().await;
     let mut times = Vec::new();
     for index in 0..20 {
@@ -246,6 +249,29 @@ async fn figures(site: &Site) {
         times.push(began.elapsed());
     }
     println!("news of a PF with {VFS} VFs, until they are in the kubelet's list: {}", told(times));
+}
+
+/// What no Allocate can be without: a question and its answer, a record on the disk, and what a PF says of all its VFs.
+async fn floor(site: &Site) {
+    let (mut asked, mut recorded, mut reported) = (Vec::new(), Vec::new(), Vec::new());
+    let mut file = fs::File::create(site.directory.path().join("floor")).unwrap();
+    let (kernel, pf) = (site.node.kernel(), site.node.pf(1));
+    let (_, interface) = site.node.sysfs().interface(pf).unwrap();
+    for _ in 0..100 {
+        sleep(Duration::from_millis(10)).await;
+        let began = Instant::now();
+        site.kubelet().allocate_ids("intel.com/intel_sriov_dpdk", &[]).await.unwrap();
+        asked.push(began.elapsed());
+        let began = Instant::now();
+        file.write_all(&[b'x'; 512]).and_then(|()| file.sync_data()).unwrap();
+        recorded.push(began.elapsed());
+        let began = Instant::now();
+        assert_eq!(kernel.pf_report(interface).unwrap().vfs.len(), VFS as usize);
+        reported.push(began.elapsed());
+    }
+    println!("the floor, an Allocate of no device: {}", told(asked));
+    println!("the floor, a record on the disk: {}", told(recorded));
+    println!("the floor, what the made-up PF says of {VFS} VFs: {}", told(reported));
 }
 
 fn told(mut times: Vec<Duration>) -> String {

@@ -60,8 +60,7 @@ impl Kernel for FakeKernel {
             return Err(refusal(Errno::from_raw(errno)));
         }
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
-        let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
-        let vfs: BTreeMap<_, _> = vfs.collect();
+        let vfs: BTreeMap<_, _> = self.vfs_of(pf).filter(|(index, _)| !is_left_out(index)).collect();
         let guids = vfs.iter().filter_map(|(&index, vf)| Some((index, *state.guids.get(vf)?))).collect();
         let vfs =
             vfs.into_iter().map(|(index, vf)| (index, state.states.get(&vf).cloned().unwrap_or_default())).collect();
@@ -70,7 +69,10 @@ impl Kernel for FakeKernel {
 
     fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError> {
         let pf = self.device_of(pf)?;
-        let vf = *self.sysfs.virtfns(pf).get(&index).ok_or(refusal(Errno::EINVAL))?;
+        if !self.sysfs.file(pf, &format!("virtfn{index}")).is_symlink() {
+            return Err(refusal(Errno::EINVAL));
+        }
+        let vf = vf_address(pf, index);
         let mut state = self.state();
         let again = state.scenarios.iter().find_map(|scenario| match scenario {
             Scenario::SettingAgain(left) => Some(*left),
@@ -227,6 +229,13 @@ impl FakeKernel {
         }
         put(&self.sysfs.file(pf, "sriov_numvfs"), &format!("{made}\n"));
         Ok(())
+    }
+
+    /// The VFs of a PF. Where they are is known: no kernel reads hundreds of links to tell it, and what asks for it is measured.
+    fn vfs_of(&self, pf: PciAddress) -> impl Iterator<Item = (u32, PciAddress)> {
+        let entries = fs::read_dir(self.sysfs.file(pf, "")).into_iter().flatten().flatten();
+        let index = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("virtfn")?.parse().ok();
+        entries.filter_map(index).map(move |index| (index, vf_address(pf, index)))
     }
 
     fn make_vf(&self, pf: PciAddress, index: u32) {
