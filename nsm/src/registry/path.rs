@@ -97,13 +97,17 @@ impl Entered {
 }
 
 impl RegistryPath {
-    /// After the next process has answered with its own: our place stays, and what lies behind is there.
+    /// After the next process has answered with its own: what lies behind is there. Then our place has the token that we have shown to that
+    /// process: a token names the next one, and the callers in Go want that of each in the answer.
     pub(super) fn follow(&mut self, answered: Option<Self>) {
         let place = self.index as usize;
-        let behind = answered.and_then(|path| path.segments).unwrap_or_default().into_iter().skip(place + 1);
+        let answered = answered.and_then(|path| path.segments).unwrap_or_default();
         let segments = self.segments.get_or_insert_default();
         segments.truncate(place + 1);
-        segments.extend(behind.take(SEGMENTS_MAX - segments.len()));
+        if answered.len() > place + 1 {
+            segments.truncate(place);
+            segments.extend(answered.into_iter().skip(place).take(SEGMENTS_MAX - place));
+        }
     }
 
     fn enter(&mut self, theirs: String, ours: String) -> Result<Place, Status> {
@@ -158,7 +162,9 @@ mod tests {
         };
         let mut ours = path(1, &["nse", "nsmgr", "stale"]);
         ours.follow(Some(path(1, &["nse", "nsmgr for the registry", "registry"])));
-        assert_eq!(ours, path(1, &["nse", "nsmgr", "registry"]));
+        assert_eq!(ours, path(1, &["nse", "nsmgr for the registry", "registry"]));
+        ours = path(1, &["nse", "nsmgr"]);
+        ours.follow(Some(path(1, &["nse", "nsmgr for the registry"])));
         ours.follow(None);
         assert_eq!(ours, path(1, &["nse", "nsmgr"]));
         ours.follow(Some(path(1, &vec!["x"; 2 * SEGMENTS_MAX])));
