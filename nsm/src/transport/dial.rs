@@ -169,8 +169,9 @@ async fn connect_unix(path: &Path) -> io::Result<UnixSocket> {
 
 /// A call whose time has run out: the library says of that that it was cancelled, which means "on purpose" to those who watch.
 pub(crate) fn ran_out(status: Status) -> Status {
-    let source = std::error::Error::source(&status);
-    if source.is_some_and(<dyn std::error::Error>::is::<TimeoutExpired>) {
+    // The transport wraps it.
+    let mut sources = std::iter::successors(std::error::Error::source(&status), |error| error.source());
+    if sources.any(<dyn std::error::Error>::is::<TimeoutExpired>) {
         return Status::deadline_exceeded("the call was not answered in time");
     }
     status

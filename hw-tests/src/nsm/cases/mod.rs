@@ -1,8 +1,9 @@
 //! What has to hold.
 //!
 //! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `lasting`: what stays and what goes; `recovery`: who is killed and replaced
-//! - `refusals`: what is refused, and leaves nothing; `shown`: what a person is shown
+//! - `refusals`, `by_hand`: what is refused, and leaves nothing; `shown`: what a person is shown
 
+mod by_hand;
 mod ends;
 mod kernel;
 mod lasting;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<NsmCase> {
         both.iter().map(|(name, _, options, run)| case(*name, Cast::default(), *options, *run)).collect();
     cases.push(case("the_mesh_is_shown", Cast::default(), plain, shown::mesh_is_shown));
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
+    cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));
     cases.push(case("all_kinds_of_ends_are_joined", Cast::default(), plain, ends::all_pairs));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
