@@ -126,10 +126,24 @@ impl Mesh {
 
     /// Waits until a client is connected.
     pub fn wait_connected(&self, client: &Process) {
-        client.wait_for(match self.common.cast.client {
+        client.wait_for(self.connected());
+    }
+
+    /// Whether a client has been connected.
+    pub fn is_connected(&self, client: &Process) -> bool {
+        client.output().contains(self.connected())
+    }
+
+    fn connected(&self) -> &'static str {
+        match self.common.cast.client {
             Maker::Ours => "connected: ",
             Maker::Go => "successfully connected to",
-        });
+        }
+    }
+
+    /// Who plays which role.
+    pub fn cast(&self) -> Cast {
+        self.common.cast
     }
 
     /// Puts a figure into the report.
