@@ -104,11 +104,18 @@ impl DeviceEnd {
         self.is_up() && self.status.link != LinkState::Down
     }
 
-    /// The device that is there, to be asked what it is doing, and its number; `None`: not now. That an interface is
-    /// gone is noticed by its lane, if that is with a worker.
-    pub(super) fn begin_look(&mut self, is_idle: bool) -> Option<(u64, Arc<dyn Device>)> {
+    /// Whether the device that is there, if one is, answers at once.
+    pub(super) fn answers_at_once(&self) -> bool {
         match &self.state {
-            DeviceState::Up { device, .. } if !self.is_looked_at && (is_idle || !device.answers_at_once()) => {
+            DeviceState::Up { device, .. } => device.answers_at_once(),
+            DeviceState::Lost(_) | DeviceState::Closing | DeviceState::Waiting(_) | DeviceState::Making(_) => false,
+        }
+    }
+
+    /// The device that is there, to be asked what it is doing, and its number; `None`: not now.
+    pub(super) fn begin_look(&mut self) -> Option<(u64, Arc<dyn Device>)> {
+        match &self.state {
+            DeviceState::Up { device, .. } if !self.is_looked_at => {
                 // Those that answer at once are asked together, one such job at a time: if it ends without an answer,
                 // they are asked again.
                 self.is_looked_at = !device.answers_at_once();

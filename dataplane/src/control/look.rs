@@ -1,4 +1,6 @@
 //! Interfaces and other devices are looked at, now and then and when somebody asks.
+//!
+//! Interfaces are asked together, by one job. That an interface is gone is noticed by its lane too, if that is with a worker.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,14 +12,14 @@ use super::keys::EndId;
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
-use super::state::{LOOK_INTERVAL, State};
+use super::state::{DEVICE_LOOK_INTERVAL, LOOK_INTERVAL, State};
 use super::wire::{Body, Wire};
 use crate::port::kernel::{PairEnd, PairStatus};
 use crate::spec::end_name;
 
 impl State {
-    /// Has interfaces and devices looked at: counters are read, and those that are gone are found. One look at a time: who
-    /// asks meanwhile waits for the next one.
+    /// Has interfaces looked at: counters are read, and those that are gone are found. One look at a time: who asks meanwhile
+    /// waits for the next one.
     pub(super) fn look_at_interfaces(&mut self) {
         if std::mem::replace(&mut self.look_in_flight, true) {
             return;
@@ -31,10 +33,12 @@ impl State {
                     for (number, end) in served.ends.iter_mut().enumerate() {
                         let id = EndId { wire: key, end: number };
                         let End { kind: EndKind::Device(device), rings, .. } = end else { continue };
-                        match device.begin_look(rings.is_some()) {
-                            Some((number, device)) if device.answers_at_once() => devices.push((id, number, device)),
-                            Some((number, device)) => self.jobs.look_at_device(id, number, &device),
-                            None => {}
+                        // The others are asked more often.
+                        if rings.is_some()
+                            && device.answers_at_once()
+                            && let Some((number, device)) = device.begin_look()
+                        {
+                            devices.push((id, number, device));
                         }
                     }
                 }
@@ -42,6 +46,24 @@ impl State {
             }
         }
         self.jobs.look(pairs, devices);
+    }
+
+    /// Has every device looked at that may take its time to answer, each by a job of its own.
+    pub(super) fn look_at_devices(&mut self) {
+        for (key, wire) in &mut self.wires {
+            let Body::Workers(served) = &mut wire.body else { continue };
+            for (number, end) in served.ends.iter_mut().enumerate() {
+                let EndKind::Device(device) = &mut end.kind else { continue };
+                if !device.answers_at_once()
+                    && let Some((device_number, device)) = device.begin_look()
+                {
+                    self.jobs.look_at_device(EndId { wire: key, end: number }, device_number, &device);
+                }
+            }
+        }
+        if self.wires.values().any(Wire::has_slow_device) {
+            self.poller.timers.set(Timer::Devices, Some(Instant::now() + DEVICE_LOOK_INTERVAL));
+        }
     }
 
     /// Interfaces were looked at.

@@ -20,7 +20,7 @@ use super::inbox::Reply;
 use super::keys::{EndId, WireKey};
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
-use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
+use super::state::{DEVICE_LOOK_INTERVAL, LOOK_INTERVAL, State, WATCH_INTERVAL};
 use super::wire::{Body, KernelWire, Making, Replacement, Wire, WorkerWire};
 use crate::engine::{Applied, DRAIN_TIMEOUT, EngineError};
 use crate::port::kernel::VethPair;
@@ -253,6 +253,9 @@ impl State {
         self.changed.insert(key);
         if self.wires[key].has_device() {
             self.poller.timers.start(Timer::Interfaces, Instant::now() + LOOK_INTERVAL);
+        }
+        if self.wires[key].has_slow_device() {
+            self.poller.timers.start(Timer::Devices, Instant::now() + DEVICE_LOOK_INTERVAL);
         }
         self.join(key);
     }

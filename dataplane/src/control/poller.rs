@@ -132,6 +132,8 @@ pub enum Timer {
     Lanes,
     /// Kernel interfaces are looked at.
     Interfaces,
+    /// Devices are looked at that may take their time to answer.
+    Devices,
     /// Socket files are looked at, and wires that stand still.
     Watch,
 }

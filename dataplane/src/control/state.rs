@@ -178,6 +178,7 @@ impl State {
             EngineRequest::Drain { timeout, reply } => self.drain(timeout, reply),
             EngineRequest::Look { reply } => {
                 self.want_look.push(reply);
+                self.look_at_devices();
                 self.look_at_interfaces();
             }
             EngineRequest::Subscribe { subscriber, reply } => {
@@ -234,6 +235,7 @@ impl State {
             Timer::End(end) => self.end_is_due(end),
             Timer::Lanes => self.serve_unserved_lanes(),
             Timer::Interfaces => self.look_at_interfaces(),
+            Timer::Devices => self.look_at_devices(),
             Timer::Watch => self.watch(),
         }
     }
@@ -353,5 +355,7 @@ impl State {
 
 /// How often socket files and wires are looked at.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often interfaces and devices are looked at when nobody asks.
+/// How often interfaces are looked at when nobody asks.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of devices of other crates. Nobody but a look may notice that one is lost, which is to be known within a second.
+pub(super) const DEVICE_LOOK_INTERVAL: Duration = Duration::from_millis(400);

@@ -18,7 +18,7 @@ use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
 use crate::port::memif::peer::MemifPeer;
-use crate::spec::{Attachment, WireSpec};
+use crate::spec::{Attachment, EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -246,6 +246,13 @@ impl Wire {
     /// Whether there is something to be looked at from time to time.
     pub fn has_device(&self) -> bool {
         self.spec.ends.iter().any(|end| matches!(end.attachment(), Attachment::Device(_)))
+    }
+
+    /// Whether there is a device to be looked at that may take its time to answer.
+    pub fn has_slow_device(&self) -> bool {
+        let is_slow =
+            |end: &EndSpec| matches!(end.attachment(), Attachment::Device(device) if !device.is_made_by_kernel());
+        self.spec.ends.iter().any(is_slow)
     }
 
     /// All that has crossed and that no counter of lanes will count again.

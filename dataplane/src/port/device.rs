@@ -21,8 +21,8 @@ use crate::port::device_status::DeviceStatus;
 /// A device that is there. It is dropped once it is lost or its wire goes, after all of its rings, on a thread that may
 /// wait; whoever removes the wire waits for that.
 pub trait Device: Send + Sync {
-    /// What it is doing: asked when it is made, and then once a second. What its counters say goes on in what its wire
-    /// shows when it is made again.
+    /// What it is doing: asked when it is made, and then once a second, or every 400 ms if it does not answer at once. What its
+    /// counters say goes on in what its wire shows when it is made again.
     ///
     /// # Errors
     /// It is lost, and why.
