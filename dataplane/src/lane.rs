@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::capture::Capture;
 use crate::counters::{LANES_MAX, LaneCounters, LinkCounters};
 use crate::link::Scratch;
-use crate::port::any::{LaneEnd, LaneSource, drain, forward, forward_traced};
+use crate::port::any::{AnySource, LaneEnd, LaneSource, drain, forward, forward_traced};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
 use crate::visit::{Broken, Visit};
@@ -64,6 +64,24 @@ impl Lane {
         Ok(together)
     }
 
+    /// Drains what lay in devices before both ends of the wire were there, as far as they say that something may. Before the first visit, so that
+    /// nothing that comes then goes with it.
+    pub fn drain_waiting(&mut self, scratch: &mut Scratch) {
+        for (end, counters) in self.ends.iter_mut().zip(&self.counters) {
+            for source in &mut end.sources {
+                for _ in 0..DRAINS_MAX {
+                    // What is wrong with it is found by the first visit.
+                    if source.source.is_enabled()
+                        || !matches!(source.source, AnySource::External(_))
+                        || drain(source, counters, scratch).is_err()
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     /// Asks every peer to notify us, or not to. One whose frames nobody takes is not asked.
     pub fn enable_notify(&mut self, wanted: bool) {
         self.served_sources().for_each(|source| source.enable_notify(wanted));
@@ -106,6 +124,9 @@ impl Lane {
         })
     }
 }
+
+/// Bursts that are drained at once: other lanes wait for it. The rest goes with the visits.
+const DRAINS_MAX: usize = 32;
 
 /// Deals the rings of both ends out to as many lanes as every kind of ring can fill, at least one.
 pub fn deal(ends: [LaneEnd; 2], full: Full, counters: &Arc<[LinkCounters; 2]>) -> Vec<Lane> {

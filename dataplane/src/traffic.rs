@@ -47,7 +47,7 @@ pub enum DropReason {
     BadOffload,
     /// The kernel refused it.
     Refused,
-    /// Its guest sent it by a ring that is not enabled.
+    /// Its guest sent it by a ring that is not enabled; or it lay in a device when nobody was at the other end.
     Disabled,
 }
 

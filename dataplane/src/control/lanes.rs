@@ -14,6 +14,7 @@ use super::state::State;
 use super::wire::{LanePlace, Wire};
 use crate::lane::{Lane, deal};
 use crate::port::Fault;
+use crate::port::any::LaneEnd;
 use crate::spec::end_name;
 use crate::worker::{LaneId, Returned};
 
@@ -22,7 +23,12 @@ impl State {
     pub(super) fn join(&mut self, key: WireKey) {
         let Some(wire) = self.wires.get_mut(key).filter(|wire| wire.removal.is_none()) else { return };
         let (spec, counters) = (Arc::clone(&wire.spec), Arc::clone(&wire.counters));
-        let Some(rings) = wire.workers_mut().and_then(super::wire::WorkerWire::take_rings) else { return };
+        let Some(served) = wire.workers_mut() else { return };
+        let Some(mut rings) = served.take_rings() else { return };
+        // Not while lanes only come back for a moment.
+        if !served.is_joined {
+            rings.iter_mut().for_each(LaneEnd::drop_waiting);
+        }
         self.changed.insert(key);
         for (number, lane) in deal(rings, spec.full, &counters).into_iter().enumerate() {
             let place = self.place(key, number, Box::new(lane));

@@ -100,6 +100,11 @@ impl LaneEnd {
         }
     }
 
+    /// Both ends of its wire are there, of which one was not.
+    pub fn drop_waiting(&mut self) {
+        self.sources.iter_mut().for_each(|LaneSource { source, .. }| source.as_dyn_mut().drop_waiting());
+    }
+
     /// Of a port of another crate, queue by queue.
     pub fn external(queues: impl IntoIterator<Item = (Box<dyn Source + Send>, Box<dyn Target + Send>)>) -> Self {
         let mut end = Self::default();

@@ -100,6 +100,9 @@ pub trait Source {
         true
     }
 
+    /// Both ends of its wire are there, of which one was not: what came meanwhile is for nobody, and is to be drained.
+    fn drop_waiting(&mut self) {}
+
     /// Whether it loses frames when it is not looked at for a millisecond, and cannot notify us (a NIC without an
     /// interrupt). Its lane is visited in every round: an idle worker naps for at most 50 us.
     fn must_poll(&self) -> bool {

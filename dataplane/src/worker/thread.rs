@@ -166,7 +166,8 @@ impl Worker {
     fn take_commands(&mut self) -> bool {
         while let Some(command) = self.commands.take() {
             match command {
-                Command::Serve(id, lane) => {
+                Command::Serve(id, mut lane) => {
+                    lane.drain_waiting(&mut self.scratch);
                     if !lane.has_notify_fds() {
                         self.without_notify.push(id);
                     }
