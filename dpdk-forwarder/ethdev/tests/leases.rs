@@ -10,7 +10,7 @@ use ferrule_daemon::ApiSocket;
 use ferrule_ethdev::vf::leases::{Lease, LeaseError, Leases};
 use ferrule_ethdev::{LeaseSettings, VfAttributes, VfSpec, lease_name};
 use sriov_manager::daemon::{Daemon, DaemonOptions};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, FakePf};
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use sriov_manager_client::{connect, v1};
 use tokio::task::spawn_blocking;
@@ -116,6 +116,46 @@ async fn a_lease_that_another_forwarder_has_taken_or_that_is_given_back_is_notic
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vf_of_mellanox_is_not_borrowed_and_one_of_another_vendor_is_chosen_in_its_place() {
+    let pf = |address: &str, name, vendor| FakePf {
+        address: address.parse().unwrap(),
+        name,
+        vendor,
+        device: 0x10c9,
+        driver: "igb",
+        total_vfs: 7,
+    };
+    let pfs = [pf("0000:3b:00.0", "ens1", 0x15b3), pf("0000:3c:00.0", "ens2", 0x8086)];
+    let pool = |name: &str, vendors: &[u32]| Pool {
+        name: name.into(),
+        pfs: vendors.iter().map(|&vendor| PfSelector { vendor: Some(vendor), ..PfSelector::default() }).collect(),
+        num_vfs: Some(NumVfs::Exactly(2)),
+        ..Pool::default()
+    };
+    let pools = vec![pool("mellanox", &[0x15b3]), pool("mixed", &[0x15b3, 0x8086])];
+    let site = Site::of(FakeNode::with_pfs(&pfs), pools).await;
+    let leases = site.leases("us");
+    let error = borrow(&leases, "w", &VfSpec::of_pool("mellanox")).await.err().unwrap();
+    assert!(matches!(error, LeaseError::Mellanox(_)), "{error}");
+    assert!(site.lent().await.is_empty());
+    let mut lent = Vec::new();
+    for wire in ["a", "b"] {
+        let (lease, vf) = borrow(&leases, wire, &VfSpec::of_pool("mixed")).await.unwrap();
+        assert_eq!((vf.vendor, vf.pf_name.as_str()), (0x8086, "ens2"));
+        lent.push((lease, vf.address));
+    }
+    assert_ne!(lent[0].1, lent[1].1);
+    // The same again after a restart.
+    let (lease, address) = lent.remove(1);
+    drop(lease);
+    assert_eq!(borrow(&leases, "b", &VfSpec::of_pool("mixed")).await.unwrap().1.address, address);
+    let error = borrow(&leases, "c", &VfSpec::of_pool("mixed")).await.err().unwrap();
+    assert!(matches!(error, LeaseError::Refused(_)), "{error}");
+    assert_eq!(site.lent().await, ["wire/a/A of us", "wire/b/A of us"]);
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_manager_or_a_vf_it_is_said_what_is_missing_and_nothing_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let manager = directory.path().join("vf.sock");
@@ -133,7 +173,7 @@ async fn without_a_manager_or_a_vf_it_is_said_what_is_missing_and_nothing_is_kep
     site.manager.stop().await;
 }
 
-/// A node of one PF with four VFs in the pool `fast`, and its manager.
+/// A node, and its manager.
 struct Site {
     node: FakeNode,
     socket: std::path::PathBuf,
@@ -142,11 +182,16 @@ struct Site {
 }
 
 impl Site {
+    /// One PF with four VFs in the pool `fast`.
     async fn start() -> Self {
-        let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
-        let socket = directory.path().join("vf.sock");
         let pfs = vec![PfSelector { vendor: Some(0x8086), ..PfSelector::default() }];
         let pool = Pool { name: "fast".into(), pfs, num_vfs: Some(NumVfs::Exactly(4)), ..Pool::default() };
+        Self::of(FakeNode::new(1, 7), vec![pool]).await
+    }
+
+    async fn of(node: FakeNode, pools: Vec<Pool>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vf.sock");
         let parts = node.options();
         let options = DaemonOptions {
             sysfs: parts.sysfs,
@@ -155,7 +200,7 @@ impl Site {
             socket: ApiSocket::at(&socket),
             metrics: None,
             rescan: Duration::from_millis(50),
-            policies: Policies { pools: vec![pool] },
+            policies: Policies { pools },
             file: None,
             timeouts: parts.timeouts,
             observer: None,

@@ -8,7 +8,7 @@ use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
 use ferrule_dataplane::port::device_status::DeviceStatus;
 use ferrule_dataplane::port::external::DeviceError;
 
-use super::leases::{Lease, LeaseError, lease_name, leases, refuse_mellanox};
+use super::leases::{Lease, LeaseError, lease_name, leases};
 use super::link_watch::{LinkWatch, tells_resets};
 use super::spec::VfSpec;
 use crate::device::{EthdevDevice, POOL_CALL, RAISE_MEMORY, open};
@@ -21,7 +21,6 @@ pub(super) fn make(spec: &VfSpec, context: &DeviceContext) -> Result<MadeDevice,
     let name = lease_name(&context.wire, context.end);
     let refused = |tried: &'static str| move |error: LeaseError| spec.error(tried, error.to_string(), error.cure());
     let (lease, vf) = leases().borrow(&name, spec).map_err(refused("borrow"))?;
-    refuse_mellanox(Some(&vf)).map_err(refused("open"))?;
     let open = || open(eal, &vf.address, (spec.queues, spec.mtu), context);
     let opened = match open() {
         // The manager has looked whether somebody holds it.

@@ -92,8 +92,7 @@ impl Leases {
         self.ask(async |mut client| {
             let list = list(&mut client).await?;
             self.is_ours(name, &list)?;
-            refuse_mellanox(list.vfs.iter().find(|vf| spec.address.as_ref() == Some(&vf.address)))?;
-            let request = self.request(name, spec);
+            let request = self.request(name, spec, choose(&list.vfs, name, spec)?);
             let answer = match client.acquire(request.clone()).await.map_err(LeaseError::from) {
                 // The wire wanted another VF before: the same name, and another lease.
                 Err(error) if error.is_refusal(v1::RefusalKind::IdTaken) => {
@@ -237,12 +236,12 @@ impl Leases {
         }
     }
 
-    fn request(&self, name: &str, spec: &VfSpec) -> v1::AcquireRequest {
+    fn request(&self, name: &str, spec: &VfSpec, address: Option<String>) -> v1::AcquireRequest {
         let VfAttributes { mac, vlan, trust, spoof_check } = spec.attributes;
         v1::AcquireRequest {
             id: name.to_owned(),
             tenant: self.settings.forwarder.clone(),
-            vf: spec.address.clone().unwrap_or_default(),
+            vf: address.unwrap_or_default(),
             pools: spec.pools.clone(),
             driver: v1::Driver::VfioPci.into(),
             attributes: Some(v1::Attributes {
@@ -321,12 +320,26 @@ impl Drop for Lease {
     }
 }
 
-/// DPDK cannot poll it: the kernel's driver would have to stay.
-pub(super) fn refuse_mellanox(vf: Option<&v1::Vf>) -> Result<(), LeaseError> {
-    match vf {
-        Some(vf) if vf.vendor == MELLANOX => Err(LeaseError::Mellanox(vf.address.clone())),
-        _ => Ok(()),
+/// Which VF is asked for; none: any of the pools. DPDK cannot poll those of Mellanox, for which the kernel's driver would have to stay: they
+/// are not borrowed at all, and one of a pool that has others as well is chosen here.
+fn choose(vfs: &[v1::Vf], name: &str, spec: &VfSpec) -> Result<Option<String>, LeaseError> {
+    let is_wanted = |vf: &&v1::Vf| match &spec.address {
+        Some(address) => vf.address == *address,
+        None => vf.pools.iter().any(|pool| spec.pools.contains(pool)),
+    };
+    let (refused, others): (Vec<_>, Vec<_>) = vfs.iter().filter(is_wanted).partition(|vf| vf.vendor == MELLANOX);
+    if let ([refused, ..], []) = (&*refused, &*others) {
+        return Err(LeaseError::Mellanox(refused.address.clone()));
     }
+    if spec.address.is_some() || refused.is_empty() {
+        return Ok(spec.address.clone());
+    }
+    // The one that it has, then one that is free, by the order of the pools. If none is, the manager says why.
+    let rank = |vf: &&v1::Vf| {
+        let has = vf.lease.as_ref().is_some_and(|lease| lease.id == name);
+        (!has, vf.state() != v1::VfState::Free, spec.pools.iter().position(|pool| vf.pools.contains(pool)))
+    };
+    Ok(others.into_iter().min_by_key(rank).map(|vf| vf.address.clone()))
 }
 
 async fn list(client: &mut Client) -> Result<v1::ListResponse, LeaseError> {
