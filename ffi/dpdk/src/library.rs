@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use ferrule_dpdk_sys::{Dpdk, SHIM, VERSION};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use nix::libc::RTLD_NODELETE;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::StartError;
@@ -43,8 +44,8 @@ fn open(file: io::Result<File>) -> Result<Library, String> {
     file.write_all(SHIM).map_err(|error| words(&error))?;
     let path = format!("{OPENED}{}", file.as_raw_fd());
     // SAFETY: what runs now are the constructors of the shim, which has none, and of libdpdk, which enter its drivers into
-    // its own lists. `Dpdk` keeps the library for as long as its functions are used.
-    unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| words(&error))
+    // its own lists. It stays for ever: DPDK has threads and a log by then, also if it did not start.
+    unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) }.map_err(|error| words(&error))
 }
 
 /// Where a file that is open can be opened once more.

@@ -68,6 +68,9 @@ fn the_process_of_a_case() {
     };
     let error = Eal::start(settings).err().unwrap();
     println!("{error}; {}", error.cure());
+    // What has begun goes on: its log and its threads are in libdpdk.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(case == "library" || (maps.contains("librte_eal") && maps.contains("ferrule-dpdk-shim")), "{maps}");
     // Asked again, it says so again, and nothing worse.
     assert_eq!(Eal::start(EalSettings::default()).err(), Some(error));
 }
