@@ -137,7 +137,7 @@ fn one_line(text: &str) -> String {
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
 /// What Rust calls in libdpdk itself.
-const FUNCTIONS: [&str; 34] = [
+const FUNCTIONS: [&str; 37] = [
     "rte_dev_event_callback_register",
     "rte_dev_event_callback_unregister",
     "rte_dev_name",
@@ -153,6 +153,9 @@ const FUNCTIONS: [&str; 34] = [
     "rte_eth_dev_get_mtu",
     "rte_eth_dev_info_get",
     "rte_eth_dev_is_removed",
+    "rte_eth_dev_rx_intr_ctl_q_get_fd",
+    "rte_eth_dev_rx_intr_disable",
+    "rte_eth_dev_rx_intr_enable",
     "rte_eth_dev_set_link_down",
     "rte_eth_dev_set_link_up",
     "rte_eth_dev_set_mtu",

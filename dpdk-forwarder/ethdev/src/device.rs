@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
@@ -57,6 +56,7 @@ pub(crate) fn open(
         buffer: None,
         finishes: context.unfinished,
         stamps: false,
+        interrupts: true,
     };
     let loss = context.loss.clone();
     let lost = move |cause: LossCause| match cause {
@@ -106,9 +106,20 @@ pub(crate) struct EthdevDevice {
     port: Arc<Port>,
     /// What it is.
     words: String,
-    /// Its link is down because we have brought it down.
-    is_told_down: AtomicBool,
+    told: Mutex<LinkTold>,
     looks: Mutex<Looks>,
+}
+
+/// What we have brought its link to.
+enum LinkTold {
+    /// Its driver cannot.
+    Nothing,
+    Down,
+    /// Whether it has been up since.
+    Up {
+        since: Instant,
+        was_up: bool,
+    },
 }
 
 /// What it said of itself last, and how often it has not answered since.
@@ -119,8 +130,11 @@ struct Looks {
 }
 
 impl EthdevDevice {
+    /// Of a port that has just been started. Its link is down: nobody is at the other end of its wire yet.
     pub fn new(port: Arc<Port>, words: String) -> Self {
-        Self { port, words, is_told_down: AtomicBool::new(false), looks: Mutex::default() }
+        let device = Self { port, words, told: Mutex::new(LinkTold::Nothing), looks: Mutex::default() };
+        device.set_link(false);
+        device
     }
 }
 
@@ -128,12 +142,18 @@ impl EthdevDevice {
     fn look(&self) -> Result<DeviceStatus, PortError> {
         let status = self.port.status()?;
         let speed = status.speed_mbps.map(|mbps| format!(", {mbps} Mbit/s")).unwrap_or_default();
-        // What we brought down says nothing of the other side, and two ends must not keep each other down.
-        let link = match (self.is_told_down.load(Ordering::Relaxed), status.link_is_up) {
-            (true, _) | (false, None) => LinkState::Unknown,
-            (false, Some(true)) => LinkState::Up,
-            (false, Some(false)) => LinkState::Down,
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (LinkTold::Up { was_up, .. }, Some(true)) = (&mut *told, status.link_is_up) {
+            *was_up = true;
+        }
+        // What we brought down says nothing of the other side, nor does what is still coming up: two ends must not keep each other down.
+        let link = match (&*told, status.link_is_up) {
+            (LinkTold::Down, _) | (_, None) => LinkState::Unknown,
+            (_, Some(true)) => LinkState::Up,
+            (LinkTold::Up { since, was_up: false }, Some(false)) if since.elapsed() < LINK_WAIT => LinkState::Unknown,
+            (_, Some(false)) => LinkState::Down,
         };
+        drop(told);
         Ok(DeviceStatus {
             words: format!("{}{speed}", self.words),
             link,
@@ -163,14 +183,20 @@ impl Device for EthdevDevice {
     }
 
     fn set_link(&self, up: bool) {
-        self.is_told_down.store(!up, Ordering::Relaxed);
-        if let Err(error) = self.port.set_link(up) {
-            warn!("{error}");
+        // Whoever looks meanwhile waits.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.port.set_link(up) {
+            Ok(true) if up => *told = LinkTold::Up { since: Instant::now(), was_up: false },
+            Ok(true) => *told = LinkTold::Down,
+            Ok(false) => {}
+            Err(error) => warn!("{error}"),
         }
     }
 }
 
 /// A PF takes about so long for its reset, in which probes of its VFs wait for it: and all others for them.
 const RESET_PAUSE: Duration = Duration::from_secs(2);
-/// As many looks in a row may fail.
-const FAILED_MAX: u32 = 5;
+/// A link of copper takes seconds to come up.
+const LINK_WAIT: Duration = Duration::from_secs(10);
+/// As many looks in a row may fail: 5 s.
+const FAILED_MAX: u32 = 12;

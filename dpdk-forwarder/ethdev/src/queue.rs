@@ -13,35 +13,43 @@ use ferrule_dpdk::queue::{MoveEnd as QueueEnd, MovedFrames, RxQueue, Stored, TxQ
 use ferrule_ffi::span::Span;
 
 /// What comes from a device.
-pub struct EthdevSource(RxQueue);
+pub struct EthdevSource {
+    rx: RxQueue,
+    /// As many frames may still lie in it from before both ends of its wire were there. They are drained, up to the moment that none is left.
+    waiting: usize,
+}
 
 impl EthdevSource {
     /// Of this queue.
     pub fn new(rx: RxQueue) -> Self {
-        Self(rx)
+        Self { rx, waiting: 0 }
     }
 
     /// When the frames that come next arrived, by the clock of the device; how many of the first ones say so.
     pub fn stamps(&self, stamps: &mut [u64; BURST]) -> usize {
-        self.0.stamps(stamps)
+        self.rx.stamps(stamps)
     }
 }
 
 impl Source for EthdevSource {
     #[inline]
     fn refresh(&mut self) -> Result<bool, Fault> {
-        Ok(self.0.poll())
+        let has_frames = self.rx.poll();
+        if !has_frames {
+            self.waiting = 0;
+        }
+        Ok(has_frames)
     }
 
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        if let Some(bytes) = self.0.plain().next() {
+        if let Some(bytes) = self.rx.plain().next() {
             return Ok(Some(Frame { bytes: bytes.into(), offload: None, slots: 1 }));
         }
-        if !self.0.has_pending() {
+        if !self.rx.has_pending() {
             return Ok(None);
         }
         let (mut len, mut slots) = (0, 0);
-        for piece in self.0.pieces() {
+        for piece in self.rx.pieces() {
             // The queue shows no frame that is longer than any may be.
             let Some(room) = gather.get_mut(len..len + piece.len()) else { break };
             room.copy_from_slice(piece);
@@ -51,28 +59,29 @@ impl Source for EthdevSource {
     }
 
     fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
-        if !self.0.has_pending() || self.0.plain().next().is_some() {
+        if !self.rx.has_pending() || self.rx.plain().next().is_some() {
             return Ok(None);
         }
-        pieces.extend(self.0.pieces().into_iter().map(Span::from));
+        pieces.extend(self.rx.pieces().into_iter().map(Span::from));
         let slots = pieces.len() as u32;
         Ok((slots > 0).then_some(PieceFrame { offload: None, slots }))
     }
 
     #[inline]
     fn run<'a>(&'a mut self, run: &mut Run<'a>) {
-        run.extend(self.0.plain().map(Span::from));
+        run.extend(self.rx.plain().map(Span::from));
     }
 
     #[inline]
     fn advance_run(&mut self, count: usize) {
-        self.0.take(count);
+        self.waiting = self.waiting.saturating_sub(count);
+        self.rx.take(count);
     }
 
     #[inline]
     fn move_to(&mut self, target: &mut dyn Any) -> Option<Moved> {
         let EthdevTarget(tx) = target.downcast_mut::<EthdevTarget>()?;
-        let MovedFrames { count, bytes, end } = tx.move_from(&mut self.0);
+        let MovedFrames { count, bytes, end } = tx.move_from(&mut self.rx);
         let end = match end {
             QueueEnd::Empty => MoveEnd::Empty,
             QueueEnd::Full => MoveEnd::Full,
@@ -86,22 +95,32 @@ impl Source for EthdevSource {
     }
 
     fn advance(&mut self, _slots: u32) {
-        self.0.take(1);
+        self.advance_run(1);
     }
 
     #[inline]
     fn release(&mut self) {
-        self.0.release();
+        self.rx.release();
     }
 
-    fn enable_notify(&mut self, _wanted: bool) {}
+    fn enable_notify(&mut self, wanted: bool) {
+        self.rx.arm(wanted);
+    }
 
     fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.rx.interrupt_fd()
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.waiting == 0
+    }
+
+    fn drop_waiting(&mut self) {
+        self.waiting = WAITING_MAX;
     }
 
     fn must_poll(&self) -> bool {
-        true
+        !self.rx.has_interrupt()
     }
 }
 
@@ -145,13 +164,16 @@ impl Target for EthdevTarget {
     }
 
     fn accepts(&self) -> Accepts {
-        let Finishes { checksums, segments } = self.0.finishes();
-        Accepts { csum: checksums, tso4: segments, tso6: segments, ecn: segments, udp_l4: false }
+        let Finishes { checksums, segments, segments_ipv6, .. } = self.0.finishes();
+        Accepts { csum: checksums, tso4: segments, tso6: segments_ipv6, ecn: segments, udp_l4: false }
     }
 
+    /// Whether the device takes it: what is cut into less or more than it cuts, is cut in software.
     fn takes(&self, header: &VnetHeader) -> bool {
+        let (segment_min, segment_max) = self.0.finishes().segment_bounds;
         let is_cut = header.gso_type != VnetHeader::GSO_NONE;
-        self.accepts().takes(header) && (!is_cut || header.gso_size >= SEGMENT_MIN)
+        let segment = usize::from(header.hdr_len) + usize::from(header.gso_size);
+        self.accepts().takes(header) && (!is_cut || (header.gso_size >= segment_min && segment <= segment_max))
     }
 
     #[inline]
@@ -200,5 +222,5 @@ fn put(stored: Stored) -> Put {
     }
 }
 
-/// Some NICs take a frame that is to be cut finer for an attack. Such a one is cut in software.
-const SEGMENT_MIN: u16 = 256;
+/// Frames that a device may hold: those in its ring, and in that of an interface under it.
+const WAITING_MAX: usize = 4096;

@@ -9,6 +9,7 @@
 use ferrule_dpdk_sys::{Dpdk, rte_device};
 
 use crate::error::{PortError, cause};
+use crate::interface::Interface;
 use crate::log;
 use crate::pool::Mempool;
 use crate::port::Port;
@@ -70,6 +71,9 @@ impl Port {
             }
         }
         let pools = std::mem::take(&mut self.pools);
+        if let Some(Err(error)) = self.interface.as_ref().map(Interface::restore) {
+            tracing::warn!(device = self.device, %error, "the interface of a device is not as it was before it");
+        }
         let mut unclosed = self.eal.control_to_close();
         let (device, handle) = (self.device.clone(), self.handle);
         let gone = if handle.is_null() {

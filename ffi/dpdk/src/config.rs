@@ -17,11 +17,13 @@ pub struct PortConfig {
     pub finishes: bool,
     /// Whether frames are to say when they arrived, if the device knows.
     pub stamps: bool,
+    /// Whether its receive queues are to have interrupts, if its driver has them.
+    pub interrupts: bool,
 }
 
 impl Default for PortConfig {
     fn default() -> Self {
-        Self { queues: 1, mtu: None, buffer: None, finishes: false, stamps: false }
+        Self { queues: 1, mtu: None, buffer: None, finishes: false, interrupts: false, stamps: false }
     }
 }
 
@@ -52,13 +54,37 @@ pub(crate) struct Plan {
 pub struct Finishes {
     /// Checksums of TCP and UDP.
     pub checksums: bool,
-    /// TCP that is to be cut into segments.
+    /// TCP over IPv4 that is to be cut into segments.
     pub segments: bool,
+    /// The same over IPv6.
+    pub segments_ipv6: bool,
+    /// The least and the most that it cuts: payload bytes of a segment, and bytes of one with its headers.
+    pub segment_bounds: (u16, usize),
+}
+
+impl Finishes {
+    /// What a device can that is to send frames of this length.
+    fn of(driver: &str, (checksums, segments): (bool, bool), (mtu, frame_max): (u16, u32)) -> Self {
+        // It cuts IPv4 into no more than 64 segments, refuses one that is longer with its Ethernet header than the MTU, and stops at
+        // what it refuses.
+        let is_tap = driver == "net_tap";
+        Self {
+            checksums,
+            segments,
+            segments_ipv6: segments && !is_tap,
+            segment_bounds: if is_tap { (1024, mtu.into()) } else { (SEGMENT_MIN, frame_max as usize) },
+        }
+    }
 }
 
 impl Plan {
-    /// For a device that says `info` of itself, and has `mtu` now.
-    pub fn new(config: &PortConfig, info: &sys::rte_eth_dev_info, mtu: u16, device: &str) -> Result<Self, PortError> {
+    /// For a device of this driver that says `info` of itself, and has `mtu` now.
+    pub fn new(
+        config: &PortConfig,
+        info: &sys::rte_eth_dev_info,
+        mtu: u16,
+        (device, driver): (&str, &str),
+    ) -> Result<Self, PortError> {
         let refused = |cause: String| Err(PortError::new(device, "the configuration", cause));
         let queues_max = info.max_rx_queues.min(info.max_tx_queues);
         if !(1..=queues_max).contains(&config.queues) {
@@ -91,7 +117,8 @@ impl Plan {
         }
         let has = |offload| info.tx_offload_capa & offload == offload;
         let checksums = config.finishes && has(sys::FERRULE_TX_OFFLOAD_CHECKSUM);
-        let finishes = Finishes { checksums, segments: checksums && has(sys::FERRULE_TX_OFFLOAD_SEGMENT) };
+        let segments = checksums && has(sys::FERRULE_TX_OFFLOAD_SEGMENT);
+        let finishes = Finishes::of(driver, (checksums, segments), (mtu, frame_max));
         let unless_none = |most| if most == 0 { u16::MAX } else { most };
         let [wanted, cut] = [
             (finishes.checksums, sys::FERRULE_TX_OFFLOAD_CHECKSUM),
@@ -144,6 +171,8 @@ pub const BURST: usize = sys::FERRULE_BURST as usize;
 pub(crate) const CACHE: u32 = 2 * BURST as u32;
 /// Descriptors of a ring, if the driver has no other wish.
 pub(crate) const DESCRIPTORS: u16 = 1024;
+/// Some NICs take a frame that is to be cut finer for an attack.
+const SEGMENT_MIN: u16 = 256;
 /// As many may have served a port, or closed it.
 const THREADS: u32 = 8;
 /// An Ethernet header and two VLAN tags.
@@ -181,7 +210,7 @@ mod tests {
     }
 
     fn plan(config: PortConfig, info: &sys::rte_eth_dev_info) -> Result<Plan, String> {
-        Plan::new(&config, info, 1500, "net_x").map_err(|error| error.to_string())
+        Plan::new(&config, info, 1500, ("net_x", "net_x")).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -249,6 +278,15 @@ mod tests {
         assert_eq!(plan(true, checksums | chains), (true, false, checksums | chains));
         assert_eq!(plan(true, segments), (false, false, chains), "each segment has a checksum");
         assert_eq!(plan(true, checksums & (checksums - 1)), (false, false, 0), "both protocols, or none");
+    }
+
+    #[test]
+    fn a_tap_is_left_only_what_it_cuts() {
+        let finishes = |driver| Finishes::of(driver, (true, true), (1500, 1522));
+        let of_nic = finishes("net_iavf");
+        assert_eq!((of_nic.segments_ipv6, of_nic.segment_bounds), (true, (256, 1522)));
+        let of_tap = finishes("net_tap");
+        assert_eq!((of_tap.segments, of_tap.segments_ipv6, of_tap.segment_bounds), (true, false, (1024, 1500)));
     }
 
     #[test]

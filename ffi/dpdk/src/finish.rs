@@ -88,14 +88,15 @@ impl TxQueue {
 
     /// Whether the port may send what becomes of a frame of `len` bytes in so many buffers.
     fn may_send(&self, finish: Finish, len: usize, count: usize) -> bool {
-        let (sent, segments_max) = match finish {
+        let (sent, sent_max, segments_max) = match finish {
             Finish::Device(DeviceFinish { segment: Some(segment), link_len, network_len, transport_len, .. }) => {
                 let headers: usize = [link_len, network_len, transport_len].into_iter().map(usize::from).sum();
-                (len.min(headers + usize::from(segment)), self.port.cut_segments_max())
+                let (_, segment_max) = self.port.finishes().segment_bounds;
+                (len.min(headers + usize::from(segment)), segment_max, self.port.cut_segments_max())
             }
-            Finish::Device(_) | Finish::Nothing => (len, self.port.segments_max()),
+            Finish::Device(_) | Finish::Nothing => (len, self.port.frame_max(), self.port.segments_max()),
         };
-        sent <= self.port.frame_max() && count <= usize::from(segments_max)
+        sent <= sent_max && count <= usize::from(segments_max)
     }
 
     /// `false`: its driver cannot do that.

@@ -13,7 +13,8 @@
 //! - [`queue`]: its queues: frames as slices. [`finish`]: frames whose checksums and segments are left to the device.
 //! - [`error`]: which call failed on which device, and why.
 //! - `library`, `log`, `pool`, `announce`, `close`: how libdpdk is loaded, where its log goes, what frames lie in, which ports a device has, how
-//!   one ends. `stall`: when a frame is given up that a device never takes.
+//!   one ends. `stall`: when a frame is given up that a device never takes. `interrupt`: what an idle worker waits for.
+//! - `interface`, `packet_sockets`: what drivers of software devices leave to others.
 //!
 //! Where this was built without libdpdk, nothing of that is there, and [`MISSING`] says why.
 
@@ -38,11 +39,17 @@ pub mod error;
 #[cfg(not(no_dpdk))]
 pub mod finish;
 #[cfg(not(no_dpdk))]
+mod interface;
+#[cfg(not(no_dpdk))]
+mod interrupt;
+#[cfg(not(no_dpdk))]
 mod library;
 #[cfg(not(no_dpdk))]
 mod log;
 #[cfg(not(no_dpdk))]
 pub mod open;
+#[cfg(not(no_dpdk))]
+mod packet_sockets;
 #[cfg(not(no_dpdk))]
 mod pool;
 #[cfg(not(no_dpdk))]

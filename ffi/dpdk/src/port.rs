@@ -6,13 +6,14 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_dev_info, rte_ether_addr};
-use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
+use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_conf, rte_eth_dev_info, rte_ether_addr};
 
 use crate::config::{BURST, DESCRIPTORS, Finishes, Plan, PortConfig, buffers};
 use crate::eal::Eal;
 use crate::error::{PortError, cause};
+use crate::interface::{Interface, indexes};
+use crate::interrupt::has_interrupts;
+use crate::packet_sockets::make_non_blocking;
 use crate::pool::{ANY_NODE, Mempool, Shape};
 use crate::watch::{LossFn, Watch};
 use crate::{announce, log};
@@ -35,10 +36,13 @@ pub struct Port {
     is_promiscuous: bool,
     pub(crate) pools: Vec<Mempool>,
     pub(crate) is_started: bool,
-    /// The interface of the kernel that it is made of, if it is of one, by its number.
-    interface: u32,
+    /// Its receive queues may have interrupts.
+    pub(crate) has_interrupts: bool,
+    /// The interface of the kernel that it is made of, if it is of one.
+    pub(crate) interface: Option<Interface>,
     pub(crate) watch: Option<Watch>,
     tx_refused: AtomicU64,
+    rx_refused: AtomicU64,
     /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
     turn: Mutex<()>,
 }
@@ -109,6 +113,19 @@ impl Port {
         self.tx_refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Received frames that were freed unseen, since they were too long or in too many pieces.
+    pub(crate) fn rx_refused(&self) -> u64 {
+        self.rx_refused.load(Ordering::Relaxed)
+    }
+
+    /// So many more of them.
+    #[inline]
+    pub(crate) fn count_rx_refused(&self, count: u64) {
+        if count > 0 {
+            self.rx_refused.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn dpdk(&self) -> &'static Dpdk {
         &self.eal.dpdk
     }
@@ -153,9 +170,11 @@ impl Port {
             is_promiscuous: false,
             pools: Vec::new(),
             is_started: false,
-            interface: 0,
+            has_interrupts: false,
+            interface: None,
             watch: None,
             tx_refused: AtomicU64::new(0),
+            rx_refused: AtomicU64::new(0),
             turn: Mutex::default(),
         })
     }
@@ -166,7 +185,8 @@ impl Port {
         let info = self.info()?;
         self.handle = info.device;
         // A NIC's interface may be in another namespace, and only what software devices are made of goes with theirs.
-        self.interface = if self.device.starts_with("net_") { info.if_index } else { 0 };
+        self.interface =
+            Some(info.if_index).filter(|&index| index != 0 && self.device.starts_with("net_")).and_then(Interface::of);
         if self.ports.len() > 1 {
             let cause = format!("it has {} ports, and an end of a wire is one", self.ports.len());
             return Err(PortError::new(&self.device, "rte_dev_probe", cause));
@@ -179,7 +199,7 @@ impl Port {
         let mut mtu = 0;
         // SAFETY: the port is there until `self` is dropped, and `mtu` has room for the answer.
         self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(id, &raw mut mtu) })?;
-        let plan = Plan::new(config, &info, mtu, &self.device)?;
+        let plan = Plan::new(config, &info, mtu, (&self.device, &self.driver))?;
         // SAFETY: the driver's flags, which are there as long as the device.
         let can_tell = unsafe { info.dev_flags.as_ref() }.is_some_and(|flags| flags & FERRULE_DEV_INTR_RMV != 0);
         (self.frame_max, self.room, self.segments_max) = (plan.frame_max, plan.room, plan.segments_max);
@@ -188,16 +208,49 @@ impl Port {
             // SAFETY: it registers a field of mbufs, which DPDK keeps for ever.
             self.call("rte_mbuf_dyn_rx_timestamp_register", |dpdk| unsafe { dpdk.ferrule_stamps_enable() })?;
         }
-        let (mut conf, queues) = (plan.conf(), config.queues);
+        let mut conf = plan.conf();
         conf.intr_conf.set_rmv(can_tell.into());
+        conf.intr_conf.set_rxq((config.interrupts && has_interrupts(&self.driver)).into());
+        match self.start(config, &plan, &conf) {
+            Err(error) if conf.intr_conf.rxq() != 0 => {
+                // It may lack vectors.
+                tracing::info!("{error}; it is tried without interrupts of its queues");
+                conf.intr_conf.set_rxq(0);
+                self.start(config, &plan, &conf)?;
+            }
+            started => started?,
+        }
+        self.is_started = true;
+        self.has_interrupts = conf.intr_conf.rxq() != 0;
+        if self.driver == "net_pcap" {
+            make_non_blocking(&indexes(&self.device));
+        }
+        // What a driver does not allow is not asked for again: then the other end must have the port's address.
+        // SAFETY: the port is there.
+        let all = self.call("rte_eth_promiscuous_enable", |dpdk| unsafe { dpdk.rte_eth_promiscuous_enable(id) });
+        self.is_promiscuous =
+            all.inspect_err(|error| tracing::info!("{error}; only its own address is received")).is_ok();
+        // Where that is not allowed, neighbours of IPv6 are found at least.
+        // SAFETY: the port is there.
+        let groups = self.call("rte_eth_allmulticast_enable", |dpdk| unsafe { dpdk.rte_eth_allmulticast_enable(id) });
+        if let Err(error) = groups {
+            tracing::debug!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Configures it as planned, with its queues, and starts it. If it does not start, that may be tried again otherwise.
+    fn start(&mut self, config: &PortConfig, plan: &Plan, conf: &rte_eth_conf) -> Result<(), PortError> {
+        let (id, queues) = (self.id, config.queues);
         self.call("rte_eth_dev_configure", |dpdk| {
             // SAFETY: the port is there, and `conf` is copied.
-            unsafe { dpdk.rte_eth_dev_configure(id, queues, queues, &raw const conf) }
+            unsafe { dpdk.rte_eth_dev_configure(id, queues, queues, conf) }
         })?;
         if config.mtu.is_some() {
             // SAFETY: the port is there.
             let set = self.call("rte_eth_dev_set_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_set_mtu(id, plan.mtu) });
             unless_unsupported(set)?;
+            self.interface.iter_mut().for_each(|interface| interface.note_mtu(plan.mtu));
         }
         let (mut rx, mut tx) = (DESCRIPTORS, DESCRIPTORS);
         self.call("rte_eth_dev_adjust_nb_rx_tx_desc", |dpdk| {
@@ -211,9 +264,11 @@ impl Port {
         let shape =
             Shape { count: buffers(rx, tx), room: plan.room, node: pool_node, in_hugepages: self.eal.has_hugepages };
         for queue in 0..queues {
-            let pool = self.eal.pool_set().get(self.dpdk(), &self.device, shape)?;
-            let mbufs = pool.pointer.as_ptr();
-            self.pools.push(pool);
+            if self.pools.len() == usize::from(queue) {
+                let pool = self.eal.pool_set().get(self.dpdk(), &self.device, shape)?;
+                self.pools.push(pool);
+            }
+            let mbufs = self.pools[usize::from(queue)].pointer.as_ptr();
             self.call("rte_eth_rx_queue_setup", |dpdk| {
                 // SAFETY: the port is there and not started. Pools are never freed.
                 unsafe { dpdk.rte_eth_rx_queue_setup(id, queue, rx, node.cast_unsigned(), null(), mbufs) }
@@ -224,20 +279,7 @@ impl Port {
             })?;
         }
         // SAFETY: the port is there, with all of its queues.
-        self.call("rte_eth_dev_start", |dpdk| unsafe { dpdk.rte_eth_dev_start(id) })?;
-        self.is_started = true;
-        // What a driver does not allow is not asked for again: then the other end must have the port's address.
-        // SAFETY: the port is there.
-        let all = self.call("rte_eth_promiscuous_enable", |dpdk| unsafe { dpdk.rte_eth_promiscuous_enable(id) });
-        self.is_promiscuous =
-            all.inspect_err(|error| tracing::info!("{error}; only its own address is received")).is_ok();
-        // Where that is not allowed, neighbours of IPv6 are found at least.
-        // SAFETY: the port is there.
-        let groups = self.call("rte_eth_allmulticast_enable", |dpdk| unsafe { dpdk.rte_eth_allmulticast_enable(id) });
-        if let Err(error) = groups {
-            tracing::debug!("{error}");
-        }
-        Ok(())
+        self.call("rte_eth_dev_start", |dpdk| unsafe { dpdk.rte_eth_dev_start(id) }).map(drop)
     }
 
     /// Has `lost` called when the device says that it is removed or was reset, or the kernel asks for it back. It must not close the port.
@@ -254,13 +296,6 @@ impl Port {
         })?;
         self.watch = Some(watch);
         Ok(())
-    }
-
-    /// Whether the interface of the kernel that it is made of is gone. Most drivers do not notice.
-    pub(crate) fn has_lost_interface(&self) -> bool {
-        // nix takes the null pointer, by which libc says that there is none, for a name of no character.
-        let has_name = |name: CString| !name.is_empty();
-        self.interface != 0 && !if_indextoname(self.interface).map_or_else(|error| error != Errno::ENXIO, has_name)
     }
 
     /// What its driver says of it.
@@ -295,15 +330,19 @@ impl Port {
         Ok(ticks)
     }
 
-    /// Brings its link up or down, as far as its driver can.
-    pub fn set_link(&self, up: bool) -> Result<(), PortError> {
-        unless_unsupported(if up {
+    /// Brings its link up or down. `false`: its driver cannot.
+    pub fn set_link(&self, up: bool) -> Result<bool, PortError> {
+        let set = if up {
             // SAFETY: the port is there until `self` is dropped.
             self.call("rte_eth_dev_set_link_up", |dpdk| unsafe { dpdk.rte_eth_dev_set_link_up(self.id) })
         } else {
             // SAFETY: as above.
             self.call("rte_eth_dev_set_link_down", |dpdk| unsafe { dpdk.rte_eth_dev_set_link_down(self.id) })
-        })
+        };
+        match set {
+            Err(error) if error.is_unsupported() => Ok(false),
+            set => set.map(|_| true),
+        }
     }
 
     /// Calls DPDK, which answers with a negative errno if it refuses.

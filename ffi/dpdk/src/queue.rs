@@ -1,6 +1,7 @@
 //! The queues of a port: frames as slices. Each is used by one thread at a time, and makes no call that waits.
 
 use std::mem::zeroed;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -10,6 +11,7 @@ use ferrule_dpdk_sys::{
 use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::config::{BURST, Finishes};
+use crate::interrupt::RxInterrupt;
 use crate::pool::Mempool;
 use crate::port::Port;
 use crate::stall::Stall;
@@ -30,7 +32,7 @@ pub struct RxQueue {
     released: usize,
     taken: usize,
     received: usize,
-    refused: u64,
+    pub(crate) interrupt: Option<RxInterrupt>,
 }
 
 // SAFETY: the frames are the queue's own, and DPDK binds neither queues nor mbufs to a thread.
@@ -38,7 +40,8 @@ unsafe impl Send for RxQueue {}
 
 impl RxQueue {
     pub(crate) fn new(port: Arc<Port>, queue: u16) -> Self {
-        Self { port, queue, frames: Box::new(no_frames()), released: 0, taken: 0, received: 0, refused: 0 }
+        let interrupt = if port.has_interrupts { RxInterrupt::of(port.dpdk(), port.id(), queue) } else { None };
+        Self { port, queue, frames: Box::new(no_frames()), released: 0, taken: 0, received: 0, interrupt }
     }
 
     /// Whether there is a frame to take. Asks the device if none is left of the last burst.
@@ -46,6 +49,7 @@ impl RxQueue {
     pub fn poll(&mut self) -> bool {
         if !self.has_pending() {
             self.release();
+            let mut refused = 0;
             // SAFETY: the port is started while one of its queues is there, this is the only owner of the queue, and there
             // is room for a burst.
             let received = unsafe {
@@ -54,10 +58,16 @@ impl RxQueue {
                     self.queue,
                     self.frames.as_mut_ptr(),
                     BURST as u16,
-                    &raw mut self.refused,
+                    &raw mut refused,
                 )
             };
             (self.released, self.taken, self.received) = (0, 0, usize::from(received));
+            self.port.count_rx_refused(refused);
+            if let Some(interrupt) = &mut self.interrupt
+                && interrupt.is_armed()
+            {
+                interrupt.looked(received > 0);
+            }
         }
         self.has_pending()
     }
@@ -120,9 +130,21 @@ impl RxQueue {
         }
     }
 
-    /// Frames that were freed unseen, since they were too long or in too many pieces.
-    pub fn refused(&self) -> u64 {
-        self.refused
+    /// What becomes readable when frames come while that is [asked for](Self::arm); none: nothing does.
+    pub fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.interrupt.as_ref().map(RxInterrupt::fd)
+    }
+
+    /// Whether it does so, as far as is known. If not, it has to be looked for frames all the time.
+    pub fn has_interrupt(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(RxInterrupt::is_useful)
+    }
+
+    /// Asks for interrupts from now on, or not any more. After asking, look once more before waiting.
+    pub fn arm(&mut self, wanted: bool) {
+        if let Some(interrupt) = &mut self.interrupt {
+            interrupt.arm(wanted);
+        }
     }
 
     #[inline]
@@ -316,7 +338,7 @@ impl TxQueue {
         // SAFETY: both ports are started while one of their queues is there, we are the only owner of both queues, no frame is left
         // in those of `rx`, and there is room for a burst.
         let left = unsafe { self.port.dpdk().ferrule_move(&raw const path, rx.frames.as_mut_ptr(), &raw mut moved) };
-        rx.refused += moved.refused;
+        rx.port.count_rx_refused(moved.refused);
         (rx.released, rx.taken, rx.received) = (0, 0, usize::from(left));
         if moved.frames > 0 {
             self.stall.end();

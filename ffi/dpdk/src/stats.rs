@@ -7,6 +7,7 @@ use std::ptr::null_mut;
 use ferrule_dpdk_sys::{ferrule_link, rte_eth_stats, rte_eth_xstat, rte_eth_xstat_name};
 
 use crate::error::PortError;
+use crate::interface::Interface;
 use crate::port::Port;
 
 /// What a port does.
@@ -33,7 +34,7 @@ impl Port {
         if removed != 0 {
             return Err(PortError::new(self.device(), "rte_eth_dev_is_removed", "the device was removed".to_owned()));
         }
-        if self.has_lost_interface() {
+        if self.interface.as_ref().is_some_and(Interface::is_gone) {
             return Err(PortError::new(self.device(), "the interface", "it is gone".to_owned()));
         }
         Ok(())
@@ -65,10 +66,11 @@ impl Port {
         })
     }
 
-    /// Its counters: what it did not take (`tx_refused`), those that every port has, and its driver's own (`xstats`), which begin with
-    /// `x_`. Only the first, if its driver counts nothing.
+    /// Its counters: what it did not take (`tx_refused`) and what nobody could take of it (`rx_refused`), those that every port has, and its
+    /// driver's own (`xstats`), which begin with `x_`. Only the first two, if its driver counts nothing.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>, PortError> {
-        let refused = [("tx_refused".to_owned(), self.tx_refused())];
+        let refused = [("rx_refused", self.rx_refused()), ("tx_refused", self.tx_refused())];
+        let refused = refused.map(|(name, value)| (name.to_owned(), value));
         // SAFETY: of numbers.
         let mut stats: rte_eth_stats = unsafe { zeroed() };
         // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
@@ -162,7 +164,8 @@ mod tests {
         drop((port, queues));
         let eal = eal_with(|dpdk| (dpdk.rte_eth_stats_get, dpdk.ferrule_link_get) = (no_stats, no_link));
         let (port, queues) = open(eal, "net_null5,size=64").unwrap();
-        assert_eq!(port.counters().unwrap(), BTreeMap::from([("tx_refused".to_owned(), 0)]));
+        let none = ["rx_refused", "tx_refused"].map(|name| (name.to_owned(), 0));
+        assert_eq!(port.counters().unwrap(), BTreeMap::from(none));
         let status = port.status().unwrap();
         assert_eq!((status.link_is_up, status.speed_mbps, status.mtu), (None, None, 1500));
         drop((port, queues));

@@ -10,7 +10,8 @@ use ferrule_ffi::span::Span;
 use crate::link::{Link, dpdk, eventually, frame, in_namespace};
 
 const LENGTHS: [usize; 10] = [14, 60, 64, 65, 127, 128, 1514, 2048, 4000, 9014];
-const JUMBO: PortConfig = PortConfig { queues: 1, mtu: Some(9000), buffer: None, finishes: false, stamps: false };
+const JUMBO: PortConfig =
+    PortConfig { queues: 1, mtu: Some(9000), buffer: None, finishes: false, interrupts: false, stamps: false };
 
 #[test]
 fn a_ring_gives_back_what_it_was_given_also_in_bursts() {

@@ -12,6 +12,8 @@ mod link;
 mod moves;
 #[cfg(not(no_dpdk))]
 mod refusals;
+#[cfg(not(no_dpdk))]
+mod waits;
 
 #[cfg(no_dpdk)]
 #[test]

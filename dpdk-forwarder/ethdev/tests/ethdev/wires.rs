@@ -1,24 +1,17 @@
-//! Wires with DPDK devices that need no NIC: what goes in at one end comes out at the other.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "../../../dataplane/tests/common/mod.rs"]
-mod common;
+//! What wires with devices do: frames cross, are refused, wait; other wires go on.
 
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Instant;
 
-use common::{client, client_spec, engine, eventually, memif_wire, receive, send, unique};
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::status::{EndState, LinkState, WireStatus};
-use ferrule_dataplane::{Applied, Engine};
-use ferrule_endpoints::memif::Endpoint;
+use ferrule_dataplane::Applied;
+use ferrule_dataplane::spec::{EndSpec, Full, Role, WireSpec};
+use ferrule_dataplane::status::{EndState, LinkState};
 use ferrule_ethdev::{EthdevSpec, VfSpec};
-use nix::sched::{CloneFlags, unshare};
 
-const LENGTHS: [usize; 7] = [60, 64, 65, 128, 1000, 1513, 1514];
+use crate::common::{client, engine, eventually, memif_wire, receive, send, unique};
+use crate::site::{
+    LENGTHS, device_counter, end, frame, has_dpdk, in_namespace, ip, next_of_ours, status, turn, until_up, wire,
+};
 
 #[test]
 fn frames_cross_between_a_memif_peer_and_a_ring_up_to_9000_bytes() {
@@ -52,28 +45,6 @@ fn frames_cross_between_a_memif_peer_and_a_ring_up_to_9000_bytes() {
     until_up(&engine, &name);
     send(&mut peer, 0, &frame(64, 1));
     assert_eq!(receive(&mut peer, 0), frame(64, 1));
-}
-
-#[test]
-fn frames_cross_two_wires_and_the_veth_pair_between_their_packet_sockets() {
-    let name = "frames_cross_two_wires_and_the_veth_pair_between_their_packet_sockets";
-    in_namespace(name, |engine| {
-        let names = ["left", "right"].map(unique);
-        let mut peers = [0, 1].map(|end| {
-            let socket = EthdevSpec::new(format!("net_af_packet{end},iface=veth{end}"));
-            engine.apply(wire(&names[end], &socket)).unwrap();
-            client(&names[end], 0)
-        });
-        for name in &names {
-            until_up(engine, name);
-        }
-        for (number, &len) in (0..).zip(&LENGTHS) {
-            for from in [0, 1] {
-                send(&mut peers[from], 0, &frame(len, number));
-                assert_eq!(next_of_ours(&mut peers[1 - from]), frame(len, number), "{len} bytes from peer {from}");
-            }
-        }
-    });
 }
 
 #[test]
@@ -192,86 +163,3 @@ fn without_dpdk_a_wire_says_so() {
     let error = engine().apply(vf).unwrap_err().to_string();
     assert!(error.contains("this forwarder was built without DPDK: "), "{error}");
 }
-
-/// Whether this was built with it.
-fn has_dpdk() -> bool {
-    ferrule_ethdev::MISSING.is_none()
-}
-
-/// A test's turn: DPDK's devices are the process's. `None`: there is no DPDK.
-fn turn(test: &str) -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    if !has_dpdk() {
-        println!("skipped: {test}: DPDK when this was built");
-        return None;
-    }
-    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Runs a test with an engine whose threads have a network namespace to themselves, with a veth pair.
-fn in_namespace(test: &str, run: impl FnOnce(&Engine) + Send + 'static) {
-    let Some(_turn) = turn(test) else { return };
-    let name = test.to_owned();
-    let thread = thread::spawn(move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            println!("skipped: {name}: a network namespace ({error})");
-            return;
-        }
-        for arguments in ["link add veth0 type veth peer name veth1", "link set veth0 up", "link set veth1 up"] {
-            ip(arguments);
-        }
-        run(&engine());
-    });
-    thread.join().unwrap();
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn end(ethdev: &EthdevSpec) -> EndSpec {
-    EndSpec::External(ethdev.clone().into())
-}
-
-/// A wire between a memif interface and a device.
-fn wire(name: &str, ethdev: &EthdevSpec) -> WireSpec {
-    let memif = MemifSpec { role: Role::Server, ..client_spec(name, 0) };
-    WireSpec::new(name, [EndSpec::Memif(memif), end(ethdev)])
-}
-
-fn status(engine: &Engine, name: &str) -> WireStatus {
-    engine.wire(name).unwrap()
-}
-
-fn until_up(engine: &Engine, name: &str) {
-    eventually("the wire is up", || {
-        let status = status(engine, name);
-        assert!(!status.ends.iter().any(|end| matches!(end, EndState::Lost { .. })), "{:?}", status.ends);
-        status.is_up()
-    });
-}
-
-fn device_counter(engine: &Engine, name: &str, counter: &str) -> Option<u64> {
-    status(engine, name).devices[1].as_ref()?.counters.get(counter).copied()
-}
-
-/// The next frame that is not the kernel's own.
-fn next_of_ours(peer: &mut Endpoint) -> Vec<u8> {
-    loop {
-        let frame = receive(peer, 0);
-        if frame[12..14] == ETHERTYPE {
-            return frame;
-        }
-    }
-}
-
-fn frame(len: usize, number: u8) -> Vec<u8> {
-    let mut frame: Vec<_> = (0..len).map(|place| (place as u8).wrapping_mul(31).wrapping_add(number)).collect();
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    frame[12..14].copy_from_slice(&ETHERTYPE);
-    frame
-}
-
-/// For local experiments (IEEE 802).
-const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
