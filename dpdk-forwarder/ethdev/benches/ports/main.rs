@@ -8,6 +8,12 @@
 
 #[cfg(not(no_dpdk))]
 mod cost;
+#[cfg(not(no_dpdk))]
+mod primed;
+#[cfg(not(no_dpdk))]
+mod testpmd;
+#[cfg(not(no_dpdk))]
+mod turn;
 
 fn main() {
     // `cargo test --benches` only wants to know that it builds.
