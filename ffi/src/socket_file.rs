@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::socket::{Backlog, UnixAddr, bind, connect, listen};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, unlinkat};
@@ -140,8 +140,13 @@ pub fn listen_at(kind: Kind, path: &Path, access: Access, backlog: u8) -> Result
     Ok((socket, socket_file))
 }
 
-/// Connects a socket to whoever listens at `path`, of any length.
+/// Connects a socket to whoever listens at `path`, of any length. A name in an open directory (`/proc/self/fd/N/name`) is not followed:
+/// somebody else passed the directory, and who may write there could lead us out of it.
 pub fn connect_to(socket: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    if path.parent().is_some_and(is_descriptor) {
+        let file = file_within(path)?;
+        return Ok(connect(socket.as_raw_fd(), &UnixAddr::new(&through(&file))?)?);
+    }
     if path.as_os_str().len() <= ADDRESS_MAX {
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         return Ok(());
@@ -149,6 +154,18 @@ pub fn connect_to(socket: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let file = openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     connect(socket.as_raw_fd(), &UnixAddr::new(&through(&file))?)?;
     Ok(())
+}
+
+/// The file of a name in an open directory: neither a link there, nor what is mounted over it.
+fn file_within(path: &Path) -> io::Result<OwnedFd> {
+    let Place { directory, name, .. } = Place::open(path)?;
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
+    Ok(openat2(directory, name, how)?)
+}
+
+fn is_descriptor(path: &Path) -> bool {
+    path.strip_prefix("/proc/self/fd").is_ok_and(|number| number.components().count() == 1)
 }
 
 /// Whether a socket can be at `path`; the error says why not and what would be right.
@@ -365,6 +382,36 @@ mod tests {
             drop(listening);
             assert!(!path.exists(), "it goes with its listener");
         }
+    }
+
+    #[test]
+    fn a_link_in_a_directory_that_was_passed_leads_nowhere_and_what_is_there_itself_is_found() {
+        let folder = Folder::new("passed");
+        let [outside, inside] = ["outside", "inside"].map(|name| {
+            fs::create_dir(folder.path(name)).unwrap();
+            folder.path(name)
+        });
+        let _elsewhere = listen_at(Kind::Stream, &outside.join("s.sock"), ACCESS, 8).unwrap();
+        let _here = listen_at(Kind::Stream, &inside.join("s.sock"), ACCESS, 8).unwrap();
+        symlink(outside.join("s.sock"), inside.join("out")).unwrap();
+        symlink("s.sock", inside.join("in")).unwrap();
+        let directory = File::open(&inside).unwrap();
+        let connect = |name: &str| {
+            let socket = new_socket(Kind::Stream).unwrap();
+            connect_to(socket.as_fd(), &through(&directory).join(name))
+        };
+        connect("s.sock").unwrap();
+        for link in ["out", "in"] {
+            assert_eq!(connect(link).unwrap_err().raw_os_error(), Some(libc::ELOOP), "{link}");
+        }
+        // A path of our own may well be a link.
+        let socket = new_socket(Kind::Stream).unwrap();
+        connect_to(socket.as_fd(), &inside.join("out")).unwrap();
+        // And a socket that is passed itself is no name in a directory.
+        let itself =
+            openat(AT_FDCWD, &outside.join("s.sock"), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let socket = new_socket(Kind::Stream).unwrap();
+        connect_to(socket.as_fd(), &through(&itself)).unwrap();
     }
 
     #[test]
