@@ -1,5 +1,6 @@
 //! The engine: the one object a daemon needs to make wires.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -43,8 +44,14 @@ impl Engine {
             let text = "each worker needs a CPU of its own, and at least one is needed";
             return Err(EngineError::Start(text.to_owned()));
         }
-        let control = Control::start(settings, owner).map_err(|error| EngineError::Start(error.to_string()))?;
+        let control =
+            Control::start(settings, Arc::new(owner)).map_err(|error| EngineError::Start(error.to_string()))?;
         Ok(Self { control, drained: AtomicBool::new(false) })
+    }
+
+    /// Whose its interfaces are.
+    pub fn interface_owner(&self) -> &Arc<InterfaceOwner> {
+        &self.control.owner
     }
 
     /// Asks for what [`Self::apply`] does, and does not wait for it. What is asked for later is done later.

@@ -102,7 +102,7 @@ pub struct Jobs {
 impl Jobs {
     /// Each kind of job has one thread from now on; more start when there is work for them. A job that panics is one
     /// of which `health` tells.
-    pub fn new(inbox: Inbox, owner: InterfaceOwner, health: &HealthCell) -> io::Result<Self> {
+    pub fn new(inbox: Inbox, owner: impl Into<Arc<InterfaceOwner>>, health: &HealthCell) -> io::Result<Self> {
         let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
@@ -115,7 +115,7 @@ impl Jobs {
             reapers: pool("reaper", REAPERS_MAX)?,
             interfaces: pool("interfaces", 1)?,
             inbox,
-            owner: Arc::new(owner),
+            owner: owner.into(),
         })
     }
 

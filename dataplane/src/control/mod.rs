@@ -86,12 +86,14 @@ pub struct Control {
     pub snapshot: Arc<Snapshot>,
     /// Whether all threads are there.
     pub health: HealthCell,
+    /// Whose the interfaces are.
+    pub owner: Arc<InterfaceOwner>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Control {
     /// Starts the workers and the thread.
-    pub fn start(settings: &Settings, owner: InterfaceOwner) -> io::Result<Self> {
+    pub fn start(settings: &Settings, owner: Arc<InterfaceOwner>) -> io::Result<Self> {
         let (inbox, messages) = Inbox::new()?;
         let health = HealthCell::default();
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
@@ -106,7 +108,7 @@ impl Control {
         };
         let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
         let poller = Poller::new(&[inbox.notify_fd(), returned.notify_fd()])?;
-        let jobs = Jobs::new(inbox.clone(), owner, &health)?;
+        let jobs = Jobs::new(inbox.clone(), Arc::clone(&owner), &health)?;
         let mut state = State::new(poller, jobs, workers, Arc::clone(&snapshot))?;
         let guard = ThreadGuard::new(&health, &inbox);
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -114,7 +116,7 @@ impl Control {
             state.run(&messages, &returned);
             state.stop(messages);
         })?;
-        Ok(Self { inbox, snapshot, health, thread: Some(thread) })
+        Ok(Self { inbox, snapshot, health, owner, thread: Some(thread) })
     }
 }
 

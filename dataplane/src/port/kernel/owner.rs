@@ -15,8 +15,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_ffi::netlink::Netlink;
+use ferrule_ffi::netlink::{Netlink, NetlinkError};
+use netlink_packet_route::RouteNetlinkMessage;
 use thiserror::Error;
+
+use super::message::{Link, link_request};
 
 /// The forwarder as the owner of interfaces.
 pub struct InterfaceOwner {
@@ -66,13 +69,49 @@ impl InterfaceOwner {
         pairs.leftovers |= !removed;
     }
 
+    /// A word that nobody else has: others who make interfaces for this owner mark theirs with it.
+    pub fn word(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// Removes what a former process left for wires in the namespace of the socket, and says for how many. `claim` says which wires
+    /// nobody wants: they stay so as long as it lives what it returns.
+    ///
+    /// # Errors
+    /// The kernel does not say what is there.
+    pub fn remove_left<C>(
+        &self,
+        netlink: &mut Netlink,
+        claim: impl Fn(&str) -> Option<C>,
+    ) -> Result<usize, NetlinkError> {
+        let mut removed = 0;
+        for (link, alias) in self.left(Link::all(netlink)?) {
+            let Some(_claimed) = claim(&alias.wire) else { continue };
+            // It may have gone with its other end, which is in this namespace too.
+            if netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).is_ok() {
+                tracing::info!(interface = link.name, %alias, "removed a veth pair that a forwarder left");
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Those that were left behind.
+    pub(super) fn left(&self, links: Vec<Link>) -> Vec<(Link, Alias)> {
+        let left = |link: Link| {
+            let alias = link.alias.as_ref()?.parse().ok().filter(|alias| self.has_left(alias))?;
+            Some((link, alias))
+        };
+        links.into_iter().filter_map(left).collect()
+    }
+
     /// Whether there may be interfaces of ours that no value stands for.
-    pub(super) fn may_have_leftovers(&self) -> bool {
+    pub fn may_have_leftovers(&self) -> bool {
         self.pairs().leftovers
     }
 
     /// Whether an interface of this alias was left behind.
-    pub(super) fn has_left(&self, alias: &Alias) -> bool {
+    fn has_left(&self, alias: &Alias) -> bool {
         alias.owner == self.id && !self.pairs().present.contains(&alias.pair)
     }
 

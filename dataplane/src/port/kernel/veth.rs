@@ -280,11 +280,7 @@ impl<'a> NewEnd<'a> {
     fn leftovers(&mut self, owner: &InterfaceOwner) -> Result<Vec<(Link, Alias)>, KernelError> {
         let links = Link::all(&mut self.netlink);
         let links = links.map_err(|refusal| KernelError::failed("look for a former", &self.spec.into(), refusal))?;
-        let ours = links.into_iter().filter_map(|link| {
-            let alias = link.alias.as_ref()?.parse().ok().filter(|alias| owner.has_left(alias))?;
-            Some((link, alias))
-        });
-        Ok(ours.collect())
+        Ok(owner.left(links))
     }
 }
 
