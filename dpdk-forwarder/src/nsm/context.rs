@@ -55,7 +55,12 @@ pub(super) fn interface_state(
             state.neighbours.insert(address, parsed("neighbour's MAC", &neighbour.hardware_address, "MAC address")?);
         }
         for policy in &ip.policies {
-            state.rules.extend(policy_rules(policy, &own, &far)?);
+            for rule in policy_rules(policy, &own, &far)? {
+                // One that leads nowhere, or is said twice, changes nothing.
+                if !rule.routes.is_empty() && !state.rules.contains(&rule) {
+                    state.rules.push(rule);
+                }
+            }
         }
     }
     if let Some(mac) = peer {

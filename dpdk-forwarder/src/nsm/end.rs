@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ferrule_dataplane::spec::{
-    EndSpec, InterfaceName, KernelSpec, MacAddress, MemifSpec, Mode, NetNs, OpenNetNs, Role, SocketAddress,
-    VhostUserSpec,
+    EndSpec, Group, InterfaceName, KernelSpec, MacAddress, MemifSpec, Mode, NetNs, OpenNetNs, Role, SocketAccess,
+    SocketAddress, User, VhostUserSpec,
 };
 use ferrule_ffi::netns;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::proto::connectioncontext::EthernetContext;
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use tonic::Status;
 
 use super::context::Side;
 use super::interface::InterfacePlace;
-use super::vxlan::{VXLAN, Vxlan};
+use super::vxlan::{REMOTE, VXLAN, Vxlan};
 
 /// How an end on this node is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +26,14 @@ pub(super) enum EndKind {
     Kernel,
     /// Of our own: the mesh has no word for it.
     VhostUser,
+    /// Both ends have arranged it without us.
+    Noop,
 }
 
 impl EndKind {
-    /// All of them, those that are asked for first in front.
-    pub(super) const ALL: [Self; 3] = [Self::Memif, Self::Kernel, Self::VhostUser];
+    const ALL: [Self; 4] = [Self::Memif, Self::Kernel, Self::VhostUser, Self::Noop];
+    /// Those that one can have beside another, those that are asked for first in front.
+    const JOINED: [Self; 3] = [Self::Memif, Self::Kernel, Self::VhostUser];
 
     /// What the mesh calls it.
     pub(super) fn name(self) -> &'static str {
@@ -37,6 +41,7 @@ impl EndKind {
             Self::Memif => "MEMIF",
             Self::Kernel => "KERNEL",
             Self::VhostUser => "VHOST_USER",
+            Self::Noop => "NOOP",
         }
     }
 
@@ -65,8 +70,10 @@ pub(super) struct MeshEnd {
 pub(super) enum Port {
     /// By the engine.
     Local(EndSpec),
-    /// By the other end, which is a device of the kernel with this tunnel in it.
+    /// By the kernel, as the end of this tunnel.
     Tunnel(Vxlan),
+    /// By nobody here.
+    Outside,
 }
 
 impl MeshEnd {
@@ -83,6 +90,9 @@ impl MeshEnd {
         file: Option<&Arc<OwnedFd>>,
     ) -> Result<Self, Status> {
         let kind = EndKind::of(mechanism).ok_or_else(unsupported)?;
+        if kind == EndKind::Noop {
+            return Ok(Self { kind: kind.name(), mechanism: mechanism.clone(), port: Port::Outside, place: None });
+        }
         let file = file.ok_or_else(|| {
             Status::invalid_argument(format!("{} without inodeURL: the file of that end is wanted", kind.name()))
         })?;
@@ -90,6 +100,7 @@ impl MeshEnd {
             EndKind::Kernel => kernel(side, connection, mechanism, file),
             EndKind::Memif => memif(side, connection, mechanism, file),
             EndKind::VhostUser => vhost_user(side, connection, mechanism, file),
+            EndKind::Noop => Err(unsupported()),
         }
     }
 
@@ -98,7 +109,7 @@ impl MeshEnd {
         let place = self.place.as_ref().map(|place| place.name.to_string());
         let place = match &self.port {
             Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
-            Port::Local(_) => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
+            Port::Local(_) | Port::Outside => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
         };
         format!("{}/{}", self.kind, place.unwrap_or_default())
     }
@@ -172,17 +183,42 @@ fn vhost_user(
     }
     let mut mechanism = mechanism.clone();
     let name = mechanism.parameters.get(SOCKET_FILE).cloned().unwrap_or_default();
-    let (path, role) = match side {
+    let (path, role, access) = match side {
         Side::Client => {
             let name = if name.is_empty() { VHOST_SOCKET.to_owned() } else { name };
             mechanism.parameters.insert(SOCKET_FILE.to_owned(), name.clone());
-            (path_of(file).join(plain_name(&name)?), Role::Server)
+            (path_of(file).join(plain_name(&name)?), Role::Server, for_its_owner(file)?)
         }
-        Side::Endpoint if name.is_empty() => (path_of(file), Role::Client),
-        Side::Endpoint => (path_of(file).join(plain_name(&name)?), Role::Client),
+        Side::Endpoint if name.is_empty() => (path_of(file), Role::Client, SocketAccess::default()),
+        Side::Endpoint => (path_of(file).join(plain_name(&name)?), Role::Client, SocketAccess::default()),
     };
-    let spec = VhostUserSpec::new(SocketAddress::Path(path), role);
+    let spec = VhostUserSpec { access, ..VhostUserSpec::new(SocketAddress::Path(path), role) };
     Ok(MeshEnd { kind: EndKind::VhostUser.name(), mechanism, port: Port::Local(EndSpec::VhostUser(spec)), place: None })
+}
+
+/// A socket in a directory that a client has passed is for whoever has the directory. Whoever may pass one need not be allowed to write
+/// in it, as we are: one that only root may change, as those of the node are, is refused.
+fn for_its_owner(directory: &Arc<OwnedFd>) -> Result<SocketAccess, Status> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::UID | StatxFlags::GID;
+    let told = statx(directory, "", flags, wanted)
+        .map_err(|error| Status::invalid_argument(format!("look at the file that inodeURL names: {error}")))?;
+    let mode = u32::from(told.stx_mode);
+    if FileType::from_raw_mode(mode) != FileType::Directory {
+        return Err(Status::invalid_argument("VHOST_USER of a client: inodeURL names a file that is no directory"));
+    }
+    if told.stx_uid == 0 && mode & OTHERS_MAY_WRITE == 0 {
+        return Err(Status::permission_denied(
+            "inodeURL names a directory that only root may write in: pass one of another user or group, or one that others may write in",
+        ));
+    }
+    // Where everybody may write, as in an `emptyDir`, nobody can say who it is for.
+    let mode = if mode & EVERYBODY_MAY_WRITE == 0 { "0770" } else { "0777" };
+    Ok(SocketAccess {
+        owner: Some(User::Id(told.stx_uid)),
+        group: Some(Group::Id(told.stx_gid)),
+        mode: mode.parse().ok(),
+    })
 }
 
 /// A file in a directory and nowhere else.
@@ -213,7 +249,8 @@ pub(super) fn mac(side: Side, connection: &Connection) -> Result<MacAddress, Sta
     Ok(MacAddress([0x02, a, b, c, d, e]))
 }
 
-fn open_namespace(file: &Arc<OwnedFd>) -> Result<OpenNetNs, Status> {
+/// The namespace that a file is, unless it is the node's own.
+pub(super) fn open_namespace(file: &Arc<OwnedFd>) -> Result<OpenNetNs, Status> {
     if !is_namespace(file) {
         return Err(Status::invalid_argument("inodeURL names a file that is no network namespace"));
     }
@@ -264,28 +301,46 @@ fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
 
 /// What we can have at an endpoint of this node, beside a client of this kind, best first.
 pub(super) fn preferences(client: EndKind, payload: &str, priority: &[String]) -> Vec<Mechanism> {
+    if client == EndKind::Noop {
+        return vec![mechanism(LOCAL, client)];
+    }
     // Without Ethernet headers a frame goes to its own kind only.
-    let mut kinds: Vec<_> = EndKind::ALL.into_iter().filter(|kind| payload != IP || *kind == client).collect();
+    let mut kinds: Vec<_> = EndKind::JOINED.into_iter().filter(|kind| payload != IP || *kind == client).collect();
     let rank = |kind: &EndKind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
     kinds.sort_by_key(rank);
-    let mechanism = |kind: EndKind| Mechanism {
-        cls: LOCAL.to_owned(),
-        r#type: kind.name().to_owned(),
-        parameters: BTreeMap::new(),
-    };
-    kinds.into_iter().map(mechanism).collect()
+    kinds.into_iter().map(|kind| mechanism(LOCAL, kind)).collect()
+}
+
+/// What we can have at an endpoint of this node, beside a tunnel, best first: a device of the kernel is one already.
+pub(super) fn beside_tunnel(payload: &str, priority: &[String]) -> Vec<Mechanism> {
+    let kernel = std::iter::once(EndKind::Kernel.name().to_owned());
+    let priority: Vec<_> = priority.iter().cloned().chain(kernel).collect();
+    preferences(EndKind::Kernel, payload, &priority)
+}
+
+/// What another node is asked for where nothing has to be made.
+pub(super) fn noop_of_another_node() -> Vec<Mechanism> {
+    vec![mechanism(REMOTE, EndKind::Noop)]
+}
+
+fn mechanism(class: &str, kind: EndKind) -> Mechanism {
+    Mechanism { cls: class.to_owned(), r#type: kind.name().to_owned(), parameters: BTreeMap::new() }
 }
 
 pub(super) const LOCAL: &str = "LOCAL";
 /// The payload that has no Ethernet header.
 pub(super) const IP: &str = "IP";
-const NAME: &str = "name";
+/// The parameter that says what an interface is called.
+pub(super) const NAME: &str = "name";
 /// Parameters of KERNEL that need what is not built: SR-IOV, VLAN breakout, address translation. Whoever has another forwarder for them
 /// is to find that one.
 const KERNEL_LACKS: [&str; 4] = ["tokenID", "vlan", "IPTables4NatTemplate", "routeLocalNet"];
 /// Values of parameters that ask for nothing.
 const NOTHING: [&str; 3] = ["", "0", "false"];
 const SOCKET_FILE: &str = "socketfile";
+/// Of a directory: its group, or everybody.
+const OTHERS_MAY_WRITE: u32 = 0o022;
+const EVERYBODY_MAY_WRITE: u32 = 0o002;
 /// What the socket of a client is called that does not say.
 const VHOST_SOCKET: &str = "vhost-user.sock";
 /// So short that a path with it fits into the address of a socket.
@@ -296,6 +351,8 @@ const INTERFACE_SERVICE_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
 
     fn connection(id: &str) -> Connection {
@@ -328,8 +385,50 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_beside_a_tunnel_is_asked_for_what_is_one_already_unless_told_otherwise() {
+        let names = |priority: &[&str]| {
+            let priority: Vec<_> = priority.iter().map(|name| (*name).to_owned()).collect();
+            beside_tunnel("ETHERNET", &priority).into_iter().map(|mechanism| mechanism.r#type).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]), ["KERNEL", "MEMIF", "VHOST_USER"]);
+        assert_eq!(names(&["VHOST_USER"]), ["VHOST_USER", "KERNEL", "MEMIF"]);
+    }
+
+    #[test]
+    fn where_nothing_is_made_the_other_end_is_asked_for_nothing_either() {
+        let asked = preferences(EndKind::Noop, "ETHERNET", &["KERNEL".to_owned()]);
+        assert_eq!(asked, [Mechanism { cls: LOCAL.to_owned(), r#type: "NOOP".to_owned(), ..Mechanism::default() }]);
+        let end = MeshEnd::local(Side::Client, &connection("a"), &asked[0], None).unwrap();
+        assert!(matches!(end.port, Port::Outside));
+        assert_eq!(end.label(), "NOOP/");
+    }
+
+    #[test]
+    fn a_socket_is_made_where_others_than_root_may_write_and_for_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |path: &Path| Arc::new(OwnedFd::from(std::fs::File::open(path).unwrap()));
+        let set = |mode| std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let is_root = std::fs::metadata(directory.path()).unwrap().uid() == 0;
+        for (mode, socket_mode) in [(0o777, 0o777), (0o770, 0o770), (0o700, 0o770)] {
+            set(mode);
+            match for_its_owner(&open(directory.path())) {
+                Err(refused) => {
+                    assert!(is_root && mode == 0o700, "{refused}");
+                    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+                }
+                Ok(access) => assert_eq!(access.mode.unwrap().bits(), socket_mode),
+            }
+        }
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(for_its_owner(&open(&file)).unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+
+    #[test]
     fn a_socket_is_in_the_directory_that_was_passed_and_nowhere_else() {
-        let file = Arc::new(OwnedFd::from(std::fs::File::open("/").unwrap()));
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let file = Arc::new(OwnedFd::from(std::fs::File::open(directory.path()).unwrap()));
         let of = |name: &str| {
             let parameters = [(SOCKET_FILE.to_owned(), name.to_owned())].into();
             let mechanism = Mechanism { r#type: "VHOST_USER".to_owned(), parameters, ..Mechanism::default() };

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use ferrule_dataplane::spec::NetNs;
 use ferrule_nsm::files::Inode;
 use ferrule_nsm::monitor::Follower;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
@@ -13,23 +15,24 @@ use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop};
 use ferrule_nsm::transport::{Address, Peer};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::context::Side;
-use super::end::{EndKind, IP, MeshEnd, preferences, unsupported};
-use super::joint::{Joint, SharedWires, wire_name};
-use super::making::{MadeJoint, Makings};
+use super::end::{EndKind, IP, MeshEnd, beside_tunnel, noop_of_another_node, open_namespace, preferences};
+use super::joint::{Joint, Means, wire_name};
+use super::leftovers;
+use super::making::{Made, Makings};
 use super::next_hop::{Candidates, NextHops};
-use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis, Vxlan};
+use super::vxlan::{TunnelSite, VXLAN, Vxlan};
+use super::wish::{ClientInterface, ClientWish};
 
-/// Joins the ends of connections by wires.
+/// Joins the ends of connections.
 pub(super) struct MeshForwarder {
-    wires: SharedWires,
+    means: Means,
     hops: NextHops,
     priority: Vec<String>,
     /// Where tunnels to other nodes begin; none: there are none.
     site: Option<TunnelSite>,
-    vnis: Vnis,
     /// By the ids of their connections.
     joined: Mutex<BTreeMap<String, Joined>>,
     making: Makings,
@@ -43,6 +46,8 @@ struct Joined {
     next: NextHop,
     /// As the next process has answered it, in our place.
     below: Connection,
+    /// The interface that the client has named.
+    interface: Option<ClientInterface>,
     /// What the client has passed.
     client_file: Option<Arc<OwnedFd>>,
     /// What the endpoint has passed, which goes with each call below.
@@ -61,31 +66,37 @@ impl Drop for Following {
 }
 
 /// What joins both ends, and what the client is answered.
-struct Made {
-    answer: Connection,
-    joint: MadeJoint,
+struct Answer {
+    connection: Connection,
+    joint: Made<Joint>,
     client_file: Option<Arc<OwnedFd>>,
     files: Vec<Arc<OwnedFd>>,
 }
 
-/// What the client has asked for, judged.
-struct ClientWish {
-    /// None: by a tunnel.
-    kind: Option<EndKind>,
-    mechanism: Mechanism,
-    file: Option<Arc<OwnedFd>>,
-}
-
 impl MeshForwarder {
-    pub(super) fn new(wires: SharedWires, hops: NextHops, priority: Vec<String>, site: Option<TunnelSite>) -> Self {
-        Self {
-            wires,
-            hops,
-            priority,
-            site,
-            vnis: Vnis::default(),
-            joined: Mutex::default(),
-            making: Makings::default(),
+    pub(super) fn new(means: Means, hops: NextHops, priority: Vec<String>, site: Option<TunnelSite>) -> Self {
+        Self { means, hops, priority, site, joined: Mutex::default(), making: Makings::default() }
+    }
+
+    /// The forwarder ends, and nothing of it stays in pods. Nobody is called: who wants a connection asks for it again. Blocks.
+    pub(super) fn leave(&self) {
+        self.making.close(LEAVE_MAX);
+        for (id, joined) in std::mem::take(&mut *self.joined()) {
+            if let Err(status) = joined.joint.remove(&self.means) {
+                tracing::warn!(id, %status, "what joined the ends of a connection is not removed");
+            }
+        }
+    }
+
+    /// Removes what a forwarder that was killed has left, and nobody has asked for. Blocks.
+    pub(super) fn remove_leftovers(&self) {
+        let claim = |id: &str| {
+            let turn = self.making.begin(id).ok()?;
+            (!self.joined().contains_key(id)).then_some(turn)
+        };
+        let removed = leftovers::remove_everywhere(self.means.wires.interface_owner(), claim);
+        if removed > 0 {
+            tracing::info!(removed, "removed what a forwarder that was killed had left, and nobody asked for");
         }
     }
 
@@ -94,7 +105,7 @@ impl MeshForwarder {
         &self,
         found: &FoundEndpoint,
         call: &Call,
-        asked: &ClientWish,
+        asked: &mut ClientWish,
         until: Instant,
     ) -> Result<Connection, Status> {
         let before = self.joined().get(&call.connection.id).cloned();
@@ -105,51 +116,71 @@ impl MeshForwarder {
         let mechanism_preferences = self.preferences(found, asked, &connection.payload)?;
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let files = same.map_or(&[][..], |same| &same.files);
-        let asking = Box::pin(self.hops.request(same.map(|same| &same.next), found, message, files, until));
-        let (next, below) = asking.await?;
-        match self.join(call, asked, &next, &below, same).await {
-            Ok(Made { mut answer, joint, client_file, files }) => {
-                answer.network_service_endpoint_name.clone_from(&found.endpoint.name);
-                let following = Self::follow(&next, &answer, call);
-                let endpoint = found.endpoint.name.clone();
-                let joined = Joined { endpoint, next, below, client_file, files, joint: joint.claim(), following };
-                self.joined().insert(answer.id.clone(), joined);
-                if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
-                    // It may be gone: then it has nothing to be closed.
-                    let _ = self.close_below(before, until).await;
-                }
-                Ok(answer)
+        let mut tries = 0;
+        loop {
+            let asking = Box::pin(self.hops.request(same.map(|same| &same.next), found, message.clone(), files, until));
+            let (next, below) = asking.await?;
+            let status = match self.join(call, asked, &next, &below, before.as_ref()).await {
+                Ok(answer) => return Ok(self.keep(answer, before, found, call, asked, (next, below), until).await),
+                Err(status) => status,
+            };
+            if same.is_some() {
+                return Err(status);
             }
-            Err(status) => {
-                if same.is_none() {
-                    // What was not joined is of no use there.
-                    let left = until.saturating_duration_since(Instant::now());
-                    let _ = Box::pin(next.close(below, &[], left)).await;
-                }
-                Err(status)
+            // What was not joined is of no use there.
+            let left = until.saturating_duration_since(Instant::now());
+            let _ = Box::pin(next.close(below, &[], left)).await;
+            tries += 1;
+            if status.code() != Code::AlreadyExists || tries == NUMBER_TRIES {
+                return Err(status);
+            }
+            // Whoever chooses the tunnel's number does so again.
+            if let Some(site) = self.site.filter(|_| asked.kind.is_none()) {
+                asked.renumber(&call.connection.id, &site, &self.means.vnis)?;
+            } else {
+                self.means.vnis.give_back(&call.connection.id);
             }
         }
+    }
+
+    /// Remembers what was made. What was there by another endpoint is closed.
+    #[expect(clippy::too_many_arguments, reason = "it is the end of one function")]
+    async fn keep(
+        &self,
+        answer: Answer,
+        before: Option<Joined>,
+        found: &FoundEndpoint,
+        call: &Call,
+        asked: &ClientWish,
+        (next, below): (NextHop, Connection),
+        until: Instant,
+    ) -> Connection {
+        let Answer { mut connection, joint, client_file, files } = answer;
+        connection.network_service_endpoint_name.clone_from(&found.endpoint.name);
+        let following = Self::follow(&next, &connection, call);
+        let (endpoint, interface) = (found.endpoint.name.clone(), asked.interface.clone());
+        let (joint, turn) = joint.claim();
+        let joined = Joined { endpoint, next, below, interface, client_file, files, joint, following };
+        self.joined().insert(connection.id.clone(), joined);
+        drop(turn);
+        if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
+            // It may be gone: then it has nothing to be closed.
+            let _ = self.close_below(before, until).await;
+        }
+        connection
     }
 
     /// What an endpoint of this node, or the manager of another one, is asked for.
     fn preferences(&self, found: &FoundEndpoint, asked: &ClientWish, payload: &str) -> Result<Vec<Mechanism>, Status> {
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
-            // What comes by a tunnel goes into a kernel interface.
-            (Address::Unix(_), kind, _) => {
-                let asked = preferences(kind.unwrap_or(EndKind::Kernel), payload, &self.priority);
-                Ok(asked
-                    .into_iter()
-                    .filter(|wanted| kind.is_some() || wanted.r#type == EndKind::Kernel.name())
-                    .collect())
-            }
-            (Address::Tcp(_), Some(EndKind::Kernel), Some(_)) if payload == IP => Err(Status::unimplemented(
+            (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
+            (Address::Unix(_), None, _) => Ok(beside_tunnel(payload, &self.priority)),
+            (Address::Tcp(_), Some(EndKind::Noop), _) => Ok(noop_of_another_node()),
+            (Address::Tcp(_), Some(_), Some(_)) if payload == IP => Err(Status::unimplemented(
                 "the endpoint is on another node, and the payload is IP: this forwarder has VXLAN only, which carries Ethernet frames",
             )),
-            (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) => Ok(vec![site.preference()]),
-            (Address::Tcp(_), Some(_), Some(_)) => {
-                Err(Status::unimplemented("the endpoint is on another node, and tunnels end in kernel interfaces"))
-            }
+            (Address::Tcp(_), Some(_), Some(site)) => Ok(vec![site.preference()]),
             (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
             (Address::Tcp(_), _, None) => Err(Status::failed_precondition(
                 "the endpoint is on another node, and this forwarder has no tunnels, since no default route says where: set `tunnel_ip`, or NSM_TUNNEL_IP",
@@ -165,14 +196,14 @@ impl MeshForwarder {
         next: &NextHop,
         below: &Connection,
         before: Option<&Joined>,
-    ) -> Result<Made, Status> {
+    ) -> Result<Answer, Status> {
         let theirs = below.mechanism.clone().ok_or_else(|| Status::internal("the endpoint has chosen no mechanism"))?;
         let passed = MechanismFiles::receive(next.connection().peer().files(), [&theirs]).await?;
         let known = before.map_or(&[][..], |before| &before.files);
         let files = keep(passed.of(&theirs).into_iter(), known);
         let client_file = keep(asked.file.iter(), before.map_or(&[][..], |before| before.client_file.as_slice())).pop();
         let (theirs_file, file) = (files.first().cloned(), client_file.clone());
-        let (wires, mut answer) = (Arc::clone(&self.wires), below.clone());
+        let (means, mut answer) = (self.means.clone(), below.clone());
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
         let (site, is_tunnel) = (self.site, asked.kind.is_none());
@@ -192,18 +223,18 @@ impl MeshForwarder {
                 }
                 None => MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?,
             };
-            let joint = Joint::plan(&answer, &client, &endpoint)?;
-            joint.make(before.as_ref(), &wires)?;
-            let metrics = joint.metrics([&client, &endpoint], &wires);
+            let joint = Joint::plan(&answer, [&client, &endpoint], before.as_ref(), &means)?;
+            joint.make(before.as_ref(), &means)?;
+            let metrics = joint.metrics([&client, &endpoint], &means);
             if let Some(segment) = answer.path.as_mut().and_then(|path| path.path_segments.get_mut(own)) {
                 segment.metrics = metrics;
             }
             answer.mechanism = Some(client.mechanism);
-            let wires = before.is_none().then_some(wires);
-            Ok::<_, Status>((answer, MadeJoint { joint, unclaimed: wires, turn: Some(turn) }))
+            let undo = move |joint: Joint| joint.undo(before.as_ref(), &means);
+            Ok::<_, Status>((answer, Made::new(joint, turn, undo)))
         });
         let made = making.await.map_err(|error| Status::internal(format!("the ends were not joined: {error}")))?;
-        made.map(|(answer, joint)| Made { answer, joint, client_file, files })
+        made.map(|(connection, joint)| Answer { connection, joint, client_file, files })
     }
 
     /// Watches a connection at the next process.
@@ -218,41 +249,33 @@ impl MeshForwarder {
         Arc::new(Following(following.abort_handle()))
     }
 
-    async fn close_below(&self, joined: Joined, until: Instant) -> Result<(), Status> {
-        joined.following.0.abort();
-        Box::pin(self.hops.close(&joined.next, &joined.endpoint, joined.below, &joined.files, until)).await
-    }
-
-    fn joined(&self) -> MutexGuard<'_, BTreeMap<String, Joined>> {
-        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[tonic::async_trait]
-impl Handler for MeshForwarder {
-    async fn request(&self, mut call: Call) -> Result<Connection, Status> {
-        let until = Instant::now() + call.limit;
-        wire_name(&call.connection.id)?;
-        let asked = self.asked(&call).await?;
-        if asked.kind.is_none() {
-            let mtu = asked.mechanism.parameters.get(MTU).and_then(|mtu| mtu.parse().ok()).unwrap_or(0);
-            let context = call.connection.context.get_or_insert_default();
-            context.mtu = [context.mtu, mtu].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
+    /// A client that was started again asks for its interface by another connection. That of before is in the way, and nobody's.
+    async fn make_way(&self, id: &str, wanted: &ClientInterface, until: Instant) {
+        let before = {
+            let mut joined = self.joined();
+            let is_before =
+                |(other, joined): &(&String, &Joined)| *other != id && joined.interface.as_ref() == Some(wanted);
+            let before = joined.iter().find(is_before).map(|(other, _)| other.clone());
+            before.and_then(|other| joined.remove_entry(&other))
+        };
+        if let Some((other, joined)) = before {
+            tracing::info!(
+                id,
+                before = other,
+                "the client has the interface by another connection already: that is closed"
+            );
+            if let Err(status) = self.take_down(&other, joined, until).await {
+                tracing::warn!(id = other, %status, "the connection was not closed cleanly");
+            }
         }
-        let made = Box::pin(self.ask_all(&mut call, &asked, until)).await;
-        if made.is_err() && asked.kind.is_none() && !self.joined().contains_key(&call.connection.id) {
-            self.vnis.give_back(&call.connection.id);
-        }
-        made
     }
 
-    async fn close(&self, call: Call) -> Result<(), Status> {
-        let until = Instant::now() + call.limit;
-        let Some(joined) = self.joined().remove(&call.connection.id) else { return Ok(()) };
-        let (wires, joint) = (Arc::clone(&self.wires), joined.joint.clone());
-        let removing = spawn_blocking(move || joint.remove(&wires));
+    /// Closes what was joined, here and at the next process.
+    async fn take_down(&self, id: &str, joined: Joined, until: Instant) -> Result<(), Status> {
+        let (means, joint) = (self.means.clone(), joined.joint.clone());
+        let removing = spawn_blocking(move || joint.remove(&means));
         let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
-        self.vnis.give_back(&call.connection.id);
+        self.means.vnis.give_back(id);
         let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
         match (below, removed) {
             (Ok(()), done) | (done, Ok(())) => done,
@@ -261,31 +284,14 @@ impl Handler for MeshForwarder {
             }
         }
     }
-}
 
-impl MeshForwarder {
-    /// The first of what the client wants that we can have, or what the connection has already.
-    async fn asked(&self, call: &Call) -> Result<ClientWish, Status> {
-        let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && self.site.is_some();
-        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
-        let mechanism = call.connection.mechanism.as_ref();
-        let mechanism =
-            mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
-        if let Some(site) = self.site.filter(|_| is_tunnel(&mechanism)) {
-            return Ok(ClientWish {
-                kind: None,
-                mechanism: site.answer(&call.connection.id, &mechanism, &self.vnis)?,
-                file: None,
-            });
-        }
-        let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
-        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
-        let file = files.of(&mechanism).cloned();
-        Ok(ClientWish { kind: Some(kind), mechanism, file })
+    async fn close_below(&self, joined: Joined, until: Instant) -> Result<(), Status> {
+        joined.following.0.abort();
+        Box::pin(self.hops.close(&joined.next, &joined.endpoint, joined.below, &joined.files, until)).await
     }
 
     /// Asks the candidates one after the other until one is joined with the client.
-    async fn ask_all(&self, call: &mut Call, asked: &ClientWish, until: Instant) -> Result<Connection, Status> {
+    async fn ask_all(&self, call: &mut Call, asked: &mut ClientWish, until: Instant) -> Result<Connection, Status> {
         let Candidates { endpoints, payload } = Box::pin(self.hops.candidates(&call.connection)).await?;
         if let Some(payload) = payload {
             call.connection.payload = payload;
@@ -305,6 +311,59 @@ impl MeshForwarder {
         }
         Err(Status::new(last.code(), format!("{failures}all candidates have failed")))
     }
+
+    fn joined(&self) -> MutexGuard<'_, BTreeMap<String, Joined>> {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[tonic::async_trait]
+impl Handler for MeshForwarder {
+    async fn request(&self, mut call: Call) -> Result<Connection, Status> {
+        let until = Instant::now() + call.limit;
+        let id = call.connection.id.clone();
+        wire_name(&id)?;
+        let mut asked = ClientWish::read(&call, self.site.as_ref(), &self.means.vnis).await?;
+        asked.limit_mtu(&mut call.connection);
+        if let Some(interface) = &asked.interface {
+            self.make_way(&id, interface, until).await;
+        }
+        let made = Box::pin(self.ask_all(&mut call, &mut asked, until)).await;
+        if made.is_err() && !self.joined().contains_key(&id) {
+            self.means.vnis.give_back(&id);
+        }
+        made
+    }
+
+    async fn close(&self, call: Call) -> Result<(), Status> {
+        let until = Instant::now() + call.limit;
+        let id = &call.connection.id;
+        let joined = self.joined().remove(id);
+        match joined {
+            Some(joined) => self.take_down(id, joined, until).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What a forwarder that was killed has made of it is removed, and the endpoint is told.
+    async fn close_unknown(&self, call: Call) -> Result<(), Status> {
+        let until = Instant::now() + call.limit;
+        let Call { mut connection, peer, .. } = call;
+        let mechanism = connection.mechanism.take();
+        let files = MechanismFiles::receive(peer.as_ref().and_then(Peer::files), &mechanism).await.unwrap_or_default();
+        let netns = mechanism.as_ref().and_then(|mechanism| open_namespace(files.of(mechanism)?).ok());
+        let id = connection.id.clone();
+        let below = self.hops.close_unknown(connection, until);
+        let (Some(netns), Ok(turn)) = (netns, self.making.begin(&id)) else { return below.await };
+        let means = self.means.clone();
+        let removing = spawn_blocking(move || {
+            let removed = leftovers::remove_of(means.wires.interface_owner(), &NetNs::Open(netns), &id);
+            drop(turn);
+            removed.map(drop).map_err(|error| Status::internal(format!("remove what is left of it: {error}")))
+        });
+        let (below, removed) = tokio::join!(below, removing);
+        below.and(removed.unwrap_or_else(|error| Err(Status::internal(error.to_string()))))
+    }
 }
 
 /// The files that were passed, or those of before if they are the same ones: wires name them by their descriptors, and must not change
@@ -317,3 +376,8 @@ fn keep<'a>(passed: impl Iterator<Item = &'a Arc<OwnedFd>>, known: &'a [Arc<Owne
     };
     passed.map(kept).collect()
 }
+
+/// So often a tunnel gets another number because its own is taken.
+const NUMBER_TRIES: usize = 4;
+/// What is being made when the forwarder ends is waited for so long.
+const LEAVE_MAX: Duration = Duration::from_secs(5);

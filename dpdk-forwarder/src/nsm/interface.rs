@@ -72,6 +72,7 @@ impl InterfacePlace {
             allow("ipv4", "ping_group_range", "0\t2147483647")?;
             let mut interface = OpenInterface::find(&self.name)?;
             let is = interface.read()?;
+            rules::retain(&mut interface.netlink, interface.index, &should.rules)?;
             interface.change(&is, should)
         })
     }
@@ -89,7 +90,15 @@ impl InterfacePlace {
         if is.rules.is_empty() {
             return Ok(());
         }
-        self.inside("remove the rules of", || rules::remove(&mut Netlink::open()?, &is.rules))
+        self.inside("remove the rules of", || {
+            let mut netlink = Netlink::open()?;
+            let index = match Link::named(&mut netlink, self.name.as_str()) {
+                Ok(link) => Some(link.index),
+                Err(refusal) if refusal.errno == Errno::ENODEV => None,
+                Err(refusal) => return Err(refusal),
+            };
+            rules::remove(&mut netlink, index, &is.rules)
+        })
     }
 
     fn inside(
@@ -196,14 +205,17 @@ impl OpenInterface {
 }
 
 /// What makes `should` of `is`. New addresses come before old ones go: with its last address an interface loses its routes. Routes on
-/// the link come before those whose next hops they lead to.
+/// the link come before those whose next hops they lead to, and new ones before those that they replace.
 fn plan(is: &InterfaceState, should: &InterfaceState) -> Vec<InterfaceStep> {
     let mut steps: Vec<_> = should.addresses.difference(&is.addresses).copied().map(InterfaceStep::Address).collect();
     let gone = |(to, _): &(&IpNet, &Option<IpAddr>)| !should.routes.contains_key(to);
     steps.extend(is.routes.iter().filter(gone).map(|(to, via)| InterfaceStep::NoRoute(*to, *via)));
     let mut new: Vec<_> = should.routes.iter().filter(|(to, via)| is.routes.get(to) != Some(via)).collect();
     new.sort_by_key(|(_, via)| via.is_some());
-    steps.extend(new.into_iter().map(|(to, via)| InterfaceStep::Route(*to, *via)));
+    for (to, via) in new {
+        steps.push(InterfaceStep::Route(*to, *via));
+        steps.extend(is.routes.get(to).map(|before| InterfaceStep::NoRoute(*to, *before)));
+    }
     let gone = is.neighbours.keys().filter(|address| !should.neighbours.contains_key(address));
     steps.extend(gone.map(|address| InterfaceStep::NoNeighbour(*address)));
     let new = should.neighbours.iter().filter(|(address, mac)| is.neighbours.get(address) != Some(mac));
@@ -227,7 +239,8 @@ impl InterfaceStep {
         match self {
             Self::Address(address) => Request { flags: PUT, ..address_request(index, *address) },
             Self::NoAddress(address) => delete(address_request(index, *address)),
-            Self::Route(to, via) => Request { flags: PUT, ..route_request(index, &Route { to: *to, via: *via }) },
+            // In front of a route of the pod's own to the same place, which works again when this one goes.
+            Self::Route(to, via) => Request { flags: NLM_F_CREATE, ..in_front(index, *to, *via) },
             Self::NoRoute(to, via) => delete(route_request(index, &Route { to: *to, via: *via })),
             Self::Neighbour(address, mac) => Request { flags: PUT, ..neighbour_request(index, *address, Some(*mac)) },
             Self::NoNeighbour(address) => delete(neighbour_request(index, *address, None)),
@@ -236,9 +249,25 @@ impl InterfaceStep {
 
     /// Whether a refusal says that there is nothing to do.
     fn is_done_by(&self, errno: Errno) -> bool {
-        let is_removal = matches!(self, Self::NoAddress(_) | Self::NoRoute(..) | Self::NoNeighbour(_));
-        is_removal && matches!(errno, Errno::EADDRNOTAVAIL | Errno::ESRCH | Errno::ENOENT)
+        match self {
+            Self::NoAddress(_) | Self::NoRoute(..) | Self::NoNeighbour(_) => {
+                matches!(errno, Errno::EADDRNOTAVAIL | Errno::ESRCH | Errno::ENOENT)
+            }
+            Self::Route(..) => errno == Errno::EEXIST,
+            Self::Address(_) | Self::Neighbour(..) => false,
+        }
     }
+}
+
+/// A route that goes before others to the same place: of IPv4 the one that was added last does, of IPv6 the one of the lower metric.
+fn in_front(index: u32, to: IpNet, via: Option<IpAddr>) -> Request {
+    let mut request = route_request(index, &Route { to, via });
+    if let RouteNetlinkMessage::NewRoute(message) = &mut request.message
+        && to.addr().is_ipv6()
+    {
+        message.attributes.push(RouteAttribute::Priority(METRIC_V6));
+    }
+    request
 }
 
 fn neighbour_request(index: u32, address: IpAddr, mac: Option<MacAddress>) -> Request {
@@ -271,6 +300,9 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// Below 1024, which the kernel gives a route that somebody adds without a metric.
+const METRIC_V6: u32 = 512;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +319,17 @@ mod tests {
     fn what_is_so_already_takes_no_step() {
         let is = state(&["10.0.0.1/32"], &[("10.0.0.0/32", None)]);
         assert_eq!(plan(&is, &is), []);
+    }
+
+    #[test]
+    fn a_route_by_another_next_hop_is_added_before_the_old_one_goes() {
+        let is = state(&[], &[("10.0.0.0/8", Some("10.0.1.0"))]);
+        let should = state(&[], &[("10.0.0.0/8", Some("10.0.2.0"))]);
+        let (net, hop) = ("10.0.0.0/8".parse().unwrap(), |text: &str| Some(text.parse().unwrap()));
+        assert_eq!(
+            plan(&is, &should),
+            [InterfaceStep::Route(net, hop("10.0.2.0")), InterfaceStep::NoRoute(net, hop("10.0.1.0"))]
+        );
     }
 
     #[test]

@@ -9,10 +9,12 @@ use ferrule_dataplane::status::Traffic;
 use ferrule_nsm::proto::connection::Connection;
 use tonic::Status;
 
+use super::bridge::{BridgeRoom, TunnelBridge};
 use super::context::{Side, interface_state};
 use super::end::{IP, MeshEnd, Port, mac};
 use super::interface::{InterfacePlace, InterfaceState};
-use super::tunnel::TunnelInterface;
+use super::tunnel::{TunnelInterface, TunnelMark};
+use super::vxlan::{Vnis, Vxlan};
 use crate::wires::Wires;
 
 /// What is made for a connection.
@@ -30,12 +32,29 @@ enum Carrier {
     Wire(Box<WireSpec>),
     /// A device of the kernel, since the other end is on another node.
     Tunnel(TunnelInterface),
+    /// Such a device, and a wire to an end that is none.
+    Bridge(Box<TunnelBridge>),
+    /// What both ends have arranged without us.
+    Outside,
+}
+
+/// What joints are made by.
+#[derive(Clone)]
+pub(super) struct Means {
+    pub(super) wires: Arc<Wires>,
+    pub(super) vnis: Arc<Vnis>,
 }
 
 impl Joint {
-    /// Of a connection as the endpoint has answered it, whose id is ours. Pure.
-    pub(super) fn plan(connection: &Connection, client: &MeshEnd, endpoint: &MeshEnd) -> Result<Self, Status> {
-        let carrier = Carrier::plan(connection, [client, endpoint])?;
+    /// Of a connection as the endpoint has answered it, whose id is ours, in the place of `before`.
+    pub(super) fn plan(
+        connection: &Connection,
+        [client, endpoint]: [&MeshEnd; 2],
+        before: Option<&Self>,
+        means: &Means,
+    ) -> Result<Self, Status> {
+        let owner = means.wires.interface_owner().word();
+        let carrier = Carrier::plan(connection, [client, endpoint], before.map(|before| &before.carrier), &owner)?;
         let context = connection.context.clone().unwrap_or_default();
         let mut interfaces = Vec::new();
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
@@ -48,122 +67,190 @@ impl Joint {
         Ok(Self { carrier, interfaces })
     }
 
-    /// Makes it, where `before` was made. When that fails, a new one leaves nothing behind, and an old one stays as it was. Blocks.
-    pub(super) fn make(&self, before: Option<&Self>, wires: &Wires) -> Result<(), Status> {
-        let is_new = match self.carrier.make(before.map(|before| &before.carrier), wires) {
-            Ok(is_new) => is_new,
-            Err(status) => {
-                if before.is_none() {
-                    // It may be made still, and would be of nobody. The first failure says more.
-                    let _ = self.carrier.remove(wires);
-                }
-                // The wire of before may have been made anew meanwhile.
-                for (place, state) in before.iter().flat_map(|before| &before.interfaces) {
-                    let _ = place.set_up(state);
-                }
-                return Err(status);
-            }
+    /// Makes it in the place of `before`. When that fails, a new one leaves nothing behind, and an old one is as it was. Blocks.
+    pub(super) fn make(&self, before: Option<&Self>, means: &Means) -> Result<(), Status> {
+        let made = self.make_from(before, means);
+        if made.is_err() {
+            self.undo(before, means);
+        }
+        made
+    }
+
+    /// Goes back to `before`. Blocks. What fails of it is told in the log: whoever asked was told of the first failure.
+    pub(super) fn undo(&self, before: Option<&Self>, means: &Means) {
+        let undone = match before {
+            Some(before) => before.restore(self, means),
+            // It may be made still, and would be of nobody.
+            None => self.remove(means),
         };
-        let mut done = Vec::new();
-        for (at, (place, should)) in self.interfaces.iter().enumerate() {
-            let is = before.and_then(|before| before.interfaces.get(at)).filter(|(known, _)| !is_new && known == place);
+        if let Err(status) = undone {
+            tracing::warn!(%status, "what could not be made is not undone either");
+        }
+    }
+
+    fn make_from(&self, before: Option<&Self>, means: &Means) -> Result<(), Status> {
+        if let Some(before) = before.filter(|before| !self.carrier.changes(&before.carrier)) {
+            // Its names are wanted again.
+            before.remove(means)?;
+        }
+        let is_new = self.carrier.make(means)?;
+        let known = before.map_or(&[][..], |before| &before.interfaces);
+        for (place, should) in &self.interfaces {
+            let is = known.iter().find(|(known, _)| !is_new && known == place);
             let made = match is {
                 Some((_, is)) => place.change(is, should),
                 None => place.set_up(should),
             };
-            if let Err(error) = made {
-                self.take_back(before.filter(|_| !is_new), &done, wires);
-                return Err(Status::failed_precondition(error.to_string()));
-            }
-            done.push(at);
+            made.map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
+        // Rules are of the namespace, and do not go with an interface.
+        let is_gone = |place: &InterfacePlace| self.interfaces.iter().all(|(wanted, _)| wanted != place);
+        tear_down(known.iter().filter(|(place, _)| is_gone(place)));
         Ok(())
     }
 
-    /// Goes back to `before`, from what was done.
-    fn take_back(&self, before: Option<&Self>, done: &[usize], wires: &Wires) {
-        let Some(before) = before else {
-            if let Err(status) = self.remove(wires) {
-                tracing::warn!(%status, "what could not be made is not removed either");
-            }
-            return;
-        };
-        for at in done {
-            if let (Some((place, is)), Some((_, should))) = (self.interfaces.get(*at), before.interfaces.get(*at)) {
-                // The first failure says more.
-                let _ = place.change(is, should);
-            }
+    /// Takes the place of `other`, which could not be made, or not as a whole, again.
+    fn restore(&self, other: &Self, means: &Means) -> Result<(), Status> {
+        tear_down(&other.interfaces);
+        if !self.carrier.changes(&other.carrier) {
+            other.carrier.remove(means)?;
         }
+        self.carrier.make(means)?;
+        self.interfaces.iter().try_for_each(|(place, state)| {
+            place.set_up(state).map_err(|error| Status::failed_precondition(error.to_string()))
+        })
     }
 
     /// Removes all of it. What is not there any more is no error. Blocks.
-    pub(super) fn remove(&self, wires: &Wires) -> Result<(), Status> {
-        for (place, state) in &self.interfaces {
-            if let Err(error) = place.tear_down(state) {
-                tracing::debug!(%error, "its namespace has gone, most likely");
-            }
-        }
-        self.carrier.remove(wires)
+    pub(super) fn remove(&self, means: &Means) -> Result<(), Status> {
+        tear_down(&self.interfaces);
+        self.carrier.remove(means)
     }
 
     /// What has crossed, as the metrics of a path say it.
-    pub(super) fn metrics(&self, [client, endpoint]: [&MeshEnd; 2], wires: &Wires) -> BTreeMap<String, String> {
+    pub(super) fn metrics(&self, [client, endpoint]: [&MeshEnd; 2], means: &Means) -> BTreeMap<String, String> {
         let mut metrics: BTreeMap<_, _> =
             [("server_interface", client.label()), ("client_interface", endpoint.label())]
                 .map(|(key, value)| (key.to_owned(), value))
                 .into();
-        if let Some(directions) = self.carrier.directions(wires) {
+        if let Some(directions) = self.carrier.directions(&means.wires) {
             metrics.extend(counters(&directions));
         }
         metrics
     }
 }
 
-impl Carrier {
-    fn plan(connection: &Connection, [client, endpoint]: [&MeshEnd; 2]) -> Result<Self, Status> {
-        let (kernel, side, vxlan) = match (&client.port, &endpoint.port) {
-            (Port::Local(a), Port::Local(b)) => {
-                let wire = WireSpec::new(wire_name(&connection.id)?, [a.clone(), b.clone()]);
-                let wire = WireSpec { owner: OWNER.to_owned(), labels: labels(connection), ..wire };
-                return Ok(Self::Wire(Box::new(wire)));
-            }
-            (Port::Local(EndSpec::Kernel(kernel)), Port::Tunnel(vxlan)) => (kernel, Side::Client, *vxlan),
-            (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(kernel))) => (kernel, Side::Endpoint, *vxlan),
-            _ => {
-                return Err(Status::unimplemented(
-                    "a tunnel ends in a kernel interface: other ends are for endpoints of this node",
-                ));
-            }
-        };
-        let place = if side == Side::Client { &client.place } else { &endpoint.place };
-        let place = place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
-        Ok(Self::Tunnel(TunnelInterface { place, vxlan, mac: mac(side, connection)?, mtu: kernel.mtu }))
+/// Takes back what does not go with interfaces.
+fn tear_down<'a>(interfaces: impl IntoIterator<Item = &'a (InterfacePlace, InterfaceState)>) {
+    for (place, state) in interfaces {
+        if let Err(error) = place.tear_down(state) {
+            tracing::debug!(%error, "its namespace has gone, most likely");
+        }
     }
+}
 
-    /// Whether its interfaces are new.
-    fn make(&self, before: Option<&Self>, wires: &Wires) -> Result<bool, Status> {
-        let failed = |error: String| Status::failed_precondition(error);
-        match self {
-            Self::Wire(wire) => {
-                let put = wires.put_of_mesh(WireSpec::clone(wire)).map_err(|error| failed(error.to_string()))?;
-                Ok(!matches!(put.applied, Applied::Unchanged | Applied::Updated))
+impl Carrier {
+    fn plan(
+        connection: &Connection,
+        [client, endpoint]: [&MeshEnd; 2],
+        before: Option<&Self>,
+        owner: &str,
+    ) -> Result<Self, Status> {
+        let wire = |ends| {
+            let wire = WireSpec::new(wire_name(&connection.id)?, ends);
+            Ok::<_, Status>(WireSpec { owner: OWNER.to_owned(), labels: labels(connection), ..wire })
+        };
+        let bridge = |vxlan: Vxlan, ends: &dyn Fn(EndSpec) -> [EndSpec; 2]| {
+            let room = match before {
+                Some(Self::Bridge(before)) => before.room(),
+                _ => BridgeRoom::new()
+                    .map_err(|error| Status::internal(format!("make a namespace in which a tunnel begins: {error}")))?,
+            };
+            let mtu = mtu(connection).or(Some(vxlan.mtu).filter(|mtu| *mtu > 0));
+            let mark = TunnelMark::new(owner, &connection.id);
+            let tunnel = TunnelInterface { place: room.tunnel(), vxlan, mark, mac: None, mtu };
+            Ok::<_, Status>(Self::Bridge(Box::new(TunnelBridge {
+                wire: wire(ends(EndSpec::Kernel(room.tap(mtu))))?,
+                tunnel,
+            })))
+        };
+        let tunnel = |side, end: &MeshEnd, vxlan: Vxlan| {
+            let place = end.place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
+            let (mac, mark) = (Some(mac(side, connection)?), TunnelMark::new(owner, &connection.id));
+            Ok::<_, Status>(Self::Tunnel(TunnelInterface { place, vxlan, mark, mac, mtu: mtu(connection) }))
+        };
+        match (&client.port, &endpoint.port) {
+            (Port::Local(a), Port::Local(b)) => Ok(Self::Wire(Box::new(wire([a.clone(), b.clone()])?))),
+            (Port::Local(EndSpec::Kernel(_)), Port::Tunnel(vxlan)) => tunnel(Side::Client, client, *vxlan),
+            (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(_))) => tunnel(Side::Endpoint, endpoint, *vxlan),
+            (Port::Local(end), Port::Tunnel(vxlan)) => bridge(*vxlan, &|tap| [end.clone(), tap]),
+            (Port::Tunnel(vxlan), Port::Local(end)) => bridge(*vxlan, &|tap| [tap, end.clone()]),
+            (Port::Outside, Port::Outside) => Ok(Self::Outside),
+            (Port::Tunnel(_), Port::Tunnel(_)) => {
+                Err(Status::unimplemented("a tunnel does not lead into another tunnel"))
             }
-            Self::Tunnel(tunnel) => {
-                if let Some(Self::Tunnel(before)) = before
-                    && before.place != tunnel.place
-                {
-                    // Its number may be wanted again.
-                    before.remove().map_err(|error| failed(error.to_string()))?;
-                }
-                tunnel.make().map_err(|error| failed(error.to_string()))
+            (Port::Outside, _) | (_, Port::Outside) => {
+                Err(Status::unimplemented("what is arranged without us at one end is so at the other"))
             }
         }
     }
 
-    fn remove(&self, wires: &Wires) -> Result<(), Status> {
+    /// Whether making it changes the other one into it. If not, that must go first.
+    fn changes(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::Wire(_), Self::Wire(_)) | (Self::Bridge(_), Self::Bridge(_)) | (Self::Outside, Self::Outside) => {
+                true
+            }
+            (Self::Tunnel(tunnel), Self::Tunnel(before)) => tunnel.place == before.place,
+            _ => false,
+        }
+    }
+
+    /// Whether its interfaces are new.
+    fn make(&self, means: &Means) -> Result<bool, Status> {
+        let failed = |error: String| Status::failed_precondition(error);
+        let put = |wire: &WireSpec| {
+            let put = means.wires.put_of_mesh(wire.clone()).map_err(|error| failed(error.to_string()))?;
+            Ok(!matches!(put.applied, Applied::Unchanged | Applied::Updated))
+        };
+        let tunnel = |tunnel: &TunnelInterface| {
+            let taken = || {
+                Status::already_exists(format!(
+                    "the number of the tunnel, {}, is that of another one",
+                    tunnel.vxlan.vni
+                ))
+            };
+            if !means.vnis.claim(tunnel.mark.connection(), tunnel.vxlan.vni) {
+                return Err(taken());
+            }
+            let made = tunnel.make(|id| means.vnis.has(id));
+            made.map_err(|error| if error.is_number_taken() { taken() } else { failed(error.to_string()) })
+        };
         match self {
-            Self::Wire(wire) => wires.remove_of_mesh(&wire.name).map_err(|error| Status::internal(error.to_string())),
-            Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| Status::internal(error.to_string())),
+            Self::Wire(wire) => put(wire),
+            Self::Tunnel(own) => tunnel(own),
+            Self::Bridge(bridge) => {
+                let is_new = put(&bridge.wire)?;
+                tunnel(&bridge.tunnel)?;
+                bridge.join().map_err(|error| failed(format!("join a wire with its tunnel: {error}")))?;
+                Ok(is_new)
+            }
+            Self::Outside => Ok(false),
+        }
+    }
+
+    fn remove(&self, means: &Means) -> Result<(), Status> {
+        let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
+        let wire = |wire: &WireSpec| means.wires.remove_of_mesh(&wire.name).map_err(|error| internal(&error));
+        match self {
+            Self::Wire(own) => wire(own),
+            Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| internal(&error)),
+            Self::Bridge(bridge) => {
+                let tunnel = bridge.tunnel.remove().map_err(|error| internal(&error));
+                let parted = bridge.part().map_err(|error| internal(&error));
+                wire(&bridge.wire).and(tunnel).and(parted)
+            }
+            Self::Outside => Ok(()),
         }
     }
 
@@ -171,6 +258,8 @@ impl Carrier {
     fn directions(&self, wires: &Wires) -> Option<[Traffic; 2]> {
         match self {
             Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
+            Self::Bridge(bridge) => wires.status(&bridge.wire.name).map(|status| status.directions),
+            Self::Outside => None,
             // Whichever side it is on: what it sends goes to the other one.
             Self::Tunnel(tunnel) => tunnel.stats().map(|stats| {
                 let sent = Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes, ..Traffic::default() };
@@ -194,6 +283,11 @@ fn counters([there, back]: &[Traffic; 2]) -> impl Iterator<Item = (String, Strin
     };
     let all = [of("server", there, back), of("client", back, there)];
     all.into_iter().flatten().map(|(key, value)| (key, value.to_string()))
+}
+
+/// What its frames may be as long as, if somebody has said it.
+fn mtu(connection: &Connection) -> Option<u32> {
+    connection.context.as_ref().map(|context| context.mtu).filter(|mtu| *mtu > 0)
 }
 
 /// The name of a connection's wire.
@@ -233,9 +327,6 @@ fn labels(connection: &Connection) -> BTreeMap<String, String> {
     };
     labels.map(|(key, value)| (key.to_owned(), plain(value))).into()
 }
-
-/// What is shared with whoever makes and removes.
-pub(super) type SharedWires = Arc<Wires>;
 
 /// Whose the wires are.
 const OWNER: &str = "nsm";

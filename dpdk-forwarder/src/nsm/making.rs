@@ -1,64 +1,95 @@
-//! What a call has made. A call may end while threads still make what it asked for: whatever comes of that belongs to nobody, and is
-//! removed again.
+//! What a call makes. A call may end while threads still make what it asked for: whatever comes of that belongs to nobody, and is undone.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tonic::Status;
 
-use super::joint::{Joint, SharedWires};
-
 /// The connections that something is made for now.
 #[derive(Clone, Default)]
-pub(super) struct Makings(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct Makings(Arc<Table>);
+
+#[derive(Default)]
+struct Table {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ids: BTreeSet<String>,
+    /// Nothing is begun any more.
+    is_closed: bool,
+}
 
 impl Makings {
     /// One call makes something for a connection, until what this returns is dropped.
     pub(super) fn begin(&self, id: &str) -> Result<Making, Status> {
-        let is_free = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
-        let busy = || Status::aborted("what an earlier call has asked for is still being made: ask again");
-        is_free.then(|| Making { all: self.clone(), id: id.to_owned() }).ok_or_else(busy)
+        let mut state = self.0.lock();
+        if state.is_closed {
+            return Err(Status::unavailable("this forwarder ends: ask again"));
+        }
+        if !state.ids.insert(id.to_owned()) {
+            return Err(Status::aborted("what an earlier call has asked for is still being made: ask again"));
+        }
+        Ok(Making { all: Arc::clone(&self.0), id: id.to_owned() })
+    }
+
+    /// Nothing is begun from now on. Waits until nothing is being made, or has not ended for so long. Blocks.
+    pub(super) fn close(&self, limit: Duration) {
+        let mut state = self.0.lock();
+        state.is_closed = true;
+        drop(self.0.ended.wait_timeout_while(state, limit, |state| !state.ids.is_empty()));
+    }
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Something is made.
 pub(super) struct Making {
-    all: Makings,
+    all: Arc<Table>,
     id: String,
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.all.lock().ids.remove(&self.id);
+        self.all.ended.notify_all();
     }
 }
 
-/// What was made. A new one that nobody claims is removed.
-pub(super) struct MadeJoint {
-    pub(super) joint: Joint,
-    /// Where to remove it; none: it was there before.
-    pub(super) unclaimed: Option<SharedWires>,
-    pub(super) turn: Option<Making>,
+/// What was made. It is undone unless somebody claims it.
+pub(super) struct Made<T: Send + 'static> {
+    value: Option<T>,
+    undo: Option<Box<dyn FnOnce(T) + Send>>,
+    turn: Option<Making>,
 }
 
-impl MadeJoint {
-    /// It belongs to a connection from now on.
-    pub(super) fn claim(mut self) -> Joint {
-        self.unclaimed = None;
-        self.joint.clone()
+impl<T: Send + 'static> Made<T> {
+    /// Made in this turn, and undone so. That may block.
+    pub(super) fn new(value: T, turn: Making, undo: impl FnOnce(T) + Send + 'static) -> Self {
+        Self { value: Some(value), undo: Some(Box::new(undo)), turn: Some(turn) }
+    }
+
+    /// It belongs to a connection from now on. The turn goes on until whoever claims it has noted so.
+    pub(super) fn claim(mut self) -> (T, Option<Making>) {
+        self.undo = None;
+        (self.value.take().expect("it is there until it is claimed or dropped"), self.turn.take())
     }
 }
 
-impl Drop for MadeJoint {
+impl<T: Send + 'static> Drop for Made<T> {
     fn drop(&mut self) {
-        let Some(wires) = self.unclaimed.take() else { return };
-        let (joint, turn) = (self.joint.clone(), self.turn.take());
-        // Without anybody to wait for it.
+        let (Some(value), Some(undo), turn) = (self.value.take(), self.undo.take(), self.turn.take()) else { return };
+        // Without anybody to wait for it, but before anything else is made for the connection.
         drop(spawn_blocking(move || {
-            if let Err(status) = joint.remove(&wires) {
-                tracing::warn!(%status, "what a call has made that is over is not removed");
-            }
+            undo(value);
             drop(turn);
         }));
     }
@@ -66,15 +97,75 @@ impl Drop for MadeJoint {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Instant;
+
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_mins(1);
+
+    fn begun(makings: &Makings, id: &str) -> Making {
+        makings.begin(id).unwrap_or_else(|status| panic!("{status}"))
+    }
+
+    fn refusal(makings: &Makings, id: &str) -> Option<tonic::Code> {
+        makings.begin(id).err().map(|status| status.code())
+    }
 
     #[test]
     fn one_call_at_a_time_makes_something_for_a_connection() {
         let makings = Makings::default();
-        let first = makings.begin("a").unwrap_or_else(|status| panic!("{status}"));
-        assert_eq!(makings.begin("a").err().map(|status| status.code()), Some(tonic::Code::Aborted));
+        let first = begun(&makings, "a");
+        assert_eq!(refusal(&makings, "a"), Some(tonic::Code::Aborted));
         assert!(makings.begin("b").is_ok());
         drop(first);
         assert!(makings.begin("a").is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_claims_is_undone_before_anything_else_is_made_for_the_connection() {
+        let makings = Makings::default();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (sender, undone) = mpsc::channel();
+        let made = Made::new("a link", begun(&makings, "a"), move |what| {
+            wait.recv().unwrap();
+            sender.send(what).unwrap();
+        });
+        drop(made);
+        assert_eq!(refusal(&makings, "a"), Some(tonic::Code::Aborted), "it is still being undone");
+        go_on.send(()).unwrap();
+        assert_eq!(undone.recv_timeout(DEADLINE), Ok("a link"));
+        let until = Instant::now() + DEADLINE;
+        while makings.begin("a").is_err() {
+            assert!(Instant::now() < until, "the turn does not end");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_claimed_stays() {
+        let makings = Makings::default();
+        let (sender, undone) = mpsc::channel();
+        let made = Made::new("a link", begun(&makings, "a"), move |what| sender.send(what).unwrap());
+        let (made, turn) = made.claim();
+        assert_eq!((made, refusal(&makings, "a")), ("a link", Some(tonic::Code::Aborted)));
+        drop(turn);
+        // Nobody is left who could undo it.
+        assert!(undone.recv_timeout(DEADLINE).is_err());
+        assert!(makings.begin("a").is_ok());
+    }
+
+    #[test]
+    fn whoever_ends_waits_for_what_is_being_made_and_lets_nothing_begin() {
+        let makings = Makings::default();
+        let making = begun(&makings, "a");
+        makings.close(Duration::ZERO);
+        assert_eq!(refusal(&makings, "b"), Some(tonic::Code::Unavailable));
+        let waiting = std::thread::spawn({
+            let makings = makings.clone();
+            move || makings.close(DEADLINE)
+        });
+        drop(making);
+        waiting.join().unwrap();
     }
 }

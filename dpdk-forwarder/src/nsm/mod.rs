@@ -4,12 +4,16 @@
 //! Modules in reading order:
 //! - `settings`: the section `nsm:` of the wires file; `environment`: the variables of the forwarders that it takes the place of
 //! - `server`: identity, socket, registration, and their end
-//! - `handler`: one connection, from the request to its close; `next_hop`: who comes next
+//! - `handler`: one connection, from the request to its close; `wish`: what the client asks for; `next_hop`: who comes next
 //! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
-//! - `making`: what a call has made that nobody waits for any more is removed again
+//! - `bridge`: a tunnel for an end that is no interface of the kernel
+//! - `making`: what a call has made that nobody waits for any more is undone
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
+//! - `leftovers`: what a forwarder that was killed has left
 
+#[cfg(feature = "nsm")]
+mod bridge;
 #[cfg(feature = "nsm")]
 mod context;
 #[cfg(feature = "nsm")]
@@ -21,6 +25,8 @@ mod handler;
 mod interface;
 #[cfg(feature = "nsm")]
 mod joint;
+#[cfg(feature = "nsm")]
+mod leftovers;
 #[cfg(feature = "nsm")]
 mod making;
 #[cfg(feature = "nsm")]
@@ -34,6 +40,8 @@ mod settings;
 mod tunnel;
 #[cfg(feature = "nsm")]
 mod vxlan;
+#[cfg(feature = "nsm")]
+mod wish;
 #[cfg(not(feature = "nsm"))]
 mod without;
 

@@ -139,6 +139,17 @@ impl NextHops {
         Box::pin(next.close(below, files, left())).await
     }
 
+    /// Closes a connection that only its endpoint may still know.
+    pub(super) async fn close_unknown(&self, connection: Connection, until: Instant) -> Result<(), Status> {
+        let name = &connection.network_service_endpoint_name;
+        if name.is_empty() {
+            return Ok(());
+        }
+        let Ok(found) = Box::pin(self.find(name)).await else { return Ok(()) };
+        let next = Box::pin(self.dial(&found)).await?;
+        Box::pin(next.close(connection, &[], until.saturating_duration_since(Instant::now()))).await
+    }
+
     async fn dial(&self, endpoint: &FoundEndpoint) -> Result<NextHop, Status> {
         let address = endpoint.address().map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(NextHop::new(Channel::dial(&address, &self.identity.current(), &self.options).await?))

@@ -17,13 +17,15 @@ use ferrule_nsm::transport::{
 };
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::handler::MeshForwarder;
-use super::joint::connection_of;
+use super::joint::{Means, connection_of};
 use super::next_hop::NextHops;
 use super::settings::NsmSettings;
 use super::tunnel::{default_address, find_site};
@@ -36,26 +38,26 @@ pub(crate) async fn serve(
     mut phase: watch::Receiver<Phase>,
 ) -> Result<(), MeshError> {
     let socket: WorkloadSocket = spiffe_socket(&settings)?.parse()?;
-    // An error means that the spine is gone, which is an end as well.
-    let mut watched = phase.clone();
-    let draining =
-        async move { drop(watched.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await) };
-    tokio::pin!(draining);
     let identity = tokio::select! {
         identity = socket.identity() => identity?,
-        () = &mut draining => return Ok(()),
+        () = draining(phase.clone()) => return Ok(()),
     };
     info!(id = %identity.current().svid.certificate().id(), "this forwarder has an identity");
-    Box::pin(serve_as(settings, identity, wires, draining)).await?;
+    Box::pin(serve_as(settings, identity, wires, phase.clone())).await?;
     let _ = phase.wait_for(|phase| *phase == Phase::Stopped).await;
     Ok(())
+}
+
+async fn draining(mut phase: watch::Receiver<Phase>) {
+    // An error means that the spine is gone, which is an end as well.
+    let _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await;
 }
 
 async fn serve_as(
     settings: NsmSettings,
     identity: IdentitySource,
     wires: Arc<Wires>,
-    draining: impl Future<Output = ()>,
+    phase: watch::Receiver<Phase>,
 ) -> Result<(), MeshError> {
     let options = DialOptions {
         allowed: Allowed::AnyTrusted,
@@ -72,7 +74,9 @@ async fn serve_as(
         None => default_address().map_err(cannot)?,
     };
     let site = tunnels_at.map(|address| find_site(address, settings.vxlan_port).map_err(cannot)).transpose()?;
-    let handler = MeshForwarder::new(Arc::clone(&wires), hops, settings.mechanism_priority.clone(), site);
+    let may_have_leftovers = wires.interface_owner().may_have_leftovers();
+    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default() };
+    let handler = MeshForwarder::new(means, hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
     drop(wires);
@@ -91,11 +95,33 @@ async fn serve_as(
         tunnels_at = tunnels_at.map_or_else(|| "none".to_owned(), |address| address.to_string()),
         "a forwarder of the mesh"
     );
+    let reaping = async {
+        if may_have_leftovers {
+            // Whoever wants a connection has asked for it again by then.
+            sleep(settings.token_lifetime).await;
+            on_thread(&calls, MeshForwarder::remove_leftovers).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    // It is taken out of the registry before its socket goes.
+    let ending = async {
+        tokio::join!(registration.run(draining(phase.clone())), async {
+            draining(phase.clone()).await;
+            on_thread(&calls, MeshForwarder::leave).await;
+        })
+    };
     tokio::select! {
         served = routes.serve_with_incoming(listener.connections()) => Ok(served?),
         () = trusting => Ok(()),
-        // It is taken out of the registry before its socket goes.
-        () = registration.run(draining) => Ok(()),
+        () = reaping => Ok(()),
+        _ = ending => Ok(()),
+    }
+}
+
+async fn on_thread(calls: &ConnectionServer<MeshForwarder>, work: fn(&MeshForwarder)) {
+    let calls = calls.clone();
+    if let Err(error) = spawn_blocking(move || work(calls.handler())).await {
+        warn!(%error, "a thread of the mesh failed");
     }
 }
 

@@ -21,9 +21,37 @@ use super::vxlan::{TunnelSite, Vxlan};
 pub(super) struct TunnelInterface {
     pub(super) place: InterfacePlace,
     pub(super) vxlan: Vxlan,
-    pub(super) mac: MacAddress,
+    pub(super) mark: TunnelMark,
+    /// None: as the kernel chooses it.
+    pub(super) mac: Option<MacAddress>,
     /// None: as the tunnel has it.
     pub(super) mtu: Option<u32>,
+}
+
+/// Whose a tunnel is: by its alias a forwarder that starts again knows what it left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TunnelMark {
+    owner: String,
+    connection: String,
+}
+
+impl TunnelMark {
+    /// Of this owner of interfaces, for a connection of this id.
+    pub(super) fn new(owner: &str, connection: &str) -> Self {
+        Self { owner: owner.to_owned(), connection: connection.to_owned() }
+    }
+
+    /// The id of its connection.
+    pub(super) fn connection(&self) -> &str {
+        &self.connection
+    }
+
+    /// The one in an alias.
+    fn parse(alias: &str) -> Option<Self> {
+        let mut words = alias.strip_prefix(ALIAS)?.split(' ');
+        let owner = words.next()?.strip_prefix("owner=")?;
+        Some(Self::new(owner, words.next()?.strip_prefix("id=")?))
+    }
 }
 
 /// What the kernel did not do.
@@ -33,16 +61,26 @@ pub(super) struct TunnelError {
     tried: &'static str,
     place: InterfacePlace,
     problem: String,
+    is_number_taken: bool,
+}
+
+impl TunnelError {
+    /// Whether with another number it could be made.
+    pub(super) fn is_number_taken(&self) -> bool {
+        self.is_number_taken
+    }
 }
 
 impl TunnelInterface {
-    /// Makes it, unless it is there. Whether it is new.
-    pub(super) fn make(&self) -> Result<bool, TunnelError> {
+    /// Makes it, unless it is there. Whether it is new. One of the same name that is left of a connection that is not there any more is
+    /// removed.
+    pub(super) fn make(&self, is_there: impl Fn(&str) -> bool + Sync) -> Result<bool, TunnelError> {
         let alias = self.alias();
+        let is_in_the_way =
+            |mark: TunnelMark| mark == self.mark || mark.owner == self.mark.owner && !is_there(&mark.connection);
         let found = self.inside(|netlink| match Link::named(netlink, self.place.name.as_str()) {
             Ok(link) if link.alias.as_ref() == Some(&alias) => Ok(true),
-            // Of an earlier connection, or of a forwarder that was killed.
-            Ok(link) if link.alias.as_ref().is_some_and(|alias| alias.starts_with(ALIAS)) => {
+            Ok(link) if link.alias.as_deref().and_then(TunnelMark::parse).is_some_and(is_in_the_way) => {
                 netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).map(|_| false)
             }
             Ok(_) => Err(NetlinkError { errno: Errno::EEXIST, hint: Some("the name is taken".to_owned()) }),
@@ -52,7 +90,11 @@ impl TunnelInterface {
         if found.map_err(|error| self.failed("look for", &error))? {
             return Ok(false);
         }
-        self.create().map_err(|error| self.failed("make", &error))?;
+        self.create().map_err(|error| {
+            // Nobody has the name, as we have seen: somebody has the number.
+            let is_number_taken = error.errno == Errno::EEXIST;
+            TunnelError { is_number_taken, ..self.failed("make", &error) }
+        })?;
         let done = self.inside(|netlink| {
             let index = Link::named(netlink, self.place.name.as_str())?.index;
             let name = vec![LinkAttribute::IfAlias(alias.clone())];
@@ -91,11 +133,8 @@ impl TunnelInterface {
             _ => return Err(NetlinkError { errno: Errno::EAFNOSUPPORT, hint: None }),
         }
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
-        let mut attributes = vec![
-            LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()),
-            LinkAttribute::Address(self.mac.0.to_vec()),
-            LinkAttribute::LinkInfo(info),
-        ];
+        let mut attributes = vec![LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()), LinkAttribute::LinkInfo(info)];
+        attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         let mtu = self.mtu.or(Some(mtu).filter(|mtu| *mtu > 0));
         attributes.extend(mtu.map(LinkAttribute::Mtu));
         let mut create = named_link_request(RouteNetlinkMessage::NewLink, self.place.name.as_str(), attributes);
@@ -125,12 +164,32 @@ impl TunnelInterface {
     /// By which a forwarder that starts again knows it.
     fn alias(&self) -> String {
         let Vxlan { vni, local, remote, port, .. } = self.vxlan;
-        format!("{ALIAS}vni={vni} local={local} remote={remote} port={port}")
+        let TunnelMark { owner, connection } = &self.mark;
+        format!("{ALIAS}owner={owner} id={connection} vni={vni} local={local} remote={remote} port={port}")
     }
 
     fn failed(&self, tried: &'static str, error: &NetlinkError) -> TunnelError {
-        TunnelError { tried, place: self.place.clone(), problem: error.to_string() }
+        TunnelError { tried, place: self.place.clone(), problem: error.to_string(), is_number_taken: false }
     }
+}
+
+/// Removes the tunnels that an owner of interfaces left in the namespace of the socket, and says how many. `claim` says which connections
+/// nobody wants: they stay so as long as it lives what it returns.
+pub(super) fn remove_left<C>(
+    netlink: &mut Netlink,
+    owner: &str,
+    claim: impl Fn(&str) -> Option<C>,
+) -> Result<usize, NetlinkError> {
+    let mut removed = 0;
+    for link in Link::all(netlink)? {
+        let mark = link.alias.as_deref().and_then(TunnelMark::parse).filter(|mark| mark.owner == owner);
+        let Some(mark) = mark else { continue };
+        let Some(_claimed) = claim(&mark.connection) else { continue };
+        netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new()))?;
+        tracing::info!(interface = link.name, connection = mark.connection, "removed a tunnel that a forwarder left");
+        removed += 1;
+    }
+    Ok(removed)
 }
 
 /// The site of our tunnels, at an address of ours.
@@ -202,3 +261,19 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 const ALIAS: &str = "ferrule nsm ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_known_by_its_alias_and_nothing_else_passes_for_one() {
+        let mark = TunnelMark::new("00ff", "12407061-cf50-4a35-acae-142428c6536f");
+        let alias =
+            format!("{ALIAS}owner=00ff id=12407061-cf50-4a35-acae-142428c6536f vni=7 local=::1 remote=::2 port=4789");
+        assert_eq!(TunnelMark::parse(&alias), Some(mark));
+        for other in ["", "server-4b1c", "ferrule nsm vni=7", "ferrule owner=1 pair=2 spec=3 end=0 wire=nsm-1"] {
+            assert_eq!(TunnelMark::parse(other), None, "{other}");
+        }
+    }
+}

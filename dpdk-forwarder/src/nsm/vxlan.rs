@@ -105,7 +105,7 @@ impl Vxlan {
     }
 }
 
-/// The tunnels that others have asked us for: the number of each, and the connection that has it. The kernel has one tunnel of a number,
+/// The tunnels of this node: the number of each, and the connection that has it. The kernel has one tunnel of a number,
 /// whichever node it leads to.
 #[derive(Default)]
 pub(super) struct Vnis(Mutex<BTreeMap<u32, String>>);
@@ -129,6 +129,22 @@ impl Vnis {
             }
         }
         Err(Status::resource_exhausted("no number for a tunnel is free"))
+    }
+
+    /// Another number for a connection, whose own was taken by somebody that we do not know.
+    pub(super) fn take_another(&self, id: &str, mechanism: &mut Mechanism) {
+        mechanism.parameters.remove(VNI);
+        self.give_back(id);
+    }
+
+    /// A connection has the number that the other forwarder has chosen, unless another one has it.
+    pub(super) fn claim(&self, id: &str, vni: u32) -> bool {
+        self.lock().entry(vni).or_insert_with(|| id.to_owned()).as_str() == id
+    }
+
+    /// Whether a connection has one.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.lock().values().any(|owner| owner == id)
     }
 
     /// The tunnel of a connection, if it has one, is there no more.

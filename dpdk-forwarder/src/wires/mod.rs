@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::engine::{Applied, Health, Pending, REMOVAL_TIMEOUT, Subscription};
+use ferrule_dataplane::port::kernel::InterfaceOwner;
 use ferrule_dataplane::spec::WireSpec;
 use ferrule_dataplane::status::{WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
@@ -178,6 +179,11 @@ impl Wires {
         self.await_removal(name, change, &leaving, REMOVAL_TIMEOUT)?;
         info!(wire = name, "wire of a connection removed");
         Ok(())
+    }
+
+    /// Whose the interfaces of wires are.
+    pub fn interface_owner(&self) -> &InterfaceOwner {
+        self.engine.interface_owner()
     }
 
     /// What a wire does; none: the engine has none of this name.

@@ -1,0 +1,75 @@
+//! What a client has asked for, judged.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ferrule_nsm::files::Inode;
+use ferrule_nsm::proto::connection::{Connection, Mechanism};
+use ferrule_nsm::service::{Call, MechanismFiles};
+use ferrule_nsm::transport::Peer;
+use tonic::Status;
+
+use super::end::{EndKind, NAME, unsupported};
+use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis};
+
+/// How a client wants its end.
+pub(super) struct ClientWish {
+    /// None: by a tunnel.
+    pub(super) kind: Option<EndKind>,
+    pub(super) mechanism: Mechanism,
+    pub(super) file: Option<Arc<OwnedFd>>,
+    /// The interface that it names.
+    pub(super) interface: Option<ClientInterface>,
+}
+
+/// An interface that a client wants. A client has one of a name in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClientInterface {
+    netns: Inode,
+    name: String,
+    /// The first segment of the path: its name, and its id there.
+    client: (String, String),
+}
+
+impl ClientWish {
+    /// The first of what the client wants that we can have, or what the connection has already.
+    pub(super) async fn read(call: &Call, site: Option<&TunnelSite>, vnis: &Vnis) -> Result<Self, Status> {
+        let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && site.is_some();
+        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
+        let mechanism = call.connection.mechanism.as_ref();
+        let mechanism =
+            mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
+        if let Some(site) = site.filter(|_| is_tunnel(&mechanism)) {
+            let mechanism = site.answer(&call.connection.id, &mechanism, vnis)?;
+            return Ok(Self { kind: None, mechanism, file: None, interface: None });
+        }
+        let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
+        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
+        let file = files.of(&mechanism).cloned();
+        let interface =
+            file.as_ref().filter(|_| kind == EndKind::Kernel).and_then(|file| interface(call, &mechanism, file));
+        Ok(Self { kind: Some(kind), mechanism, file, interface })
+    }
+
+    /// The tunnel gets another number: its own is that of a tunnel that we did not know of.
+    pub(super) fn renumber(&mut self, id: &str, site: &TunnelSite, vnis: &Vnis) -> Result<(), Status> {
+        vnis.take_another(id, &mut self.mechanism);
+        self.mechanism = site.answer(id, &self.mechanism, vnis)?;
+        Ok(())
+    }
+
+    /// The links carry no more than the tunnel does.
+    pub(super) fn limit_mtu(&self, connection: &mut Connection) {
+        if self.kind.is_none() {
+            let mtu = self.mechanism.parameters.get(MTU).and_then(|mtu| mtu.parse().ok()).unwrap_or(0);
+            let context = connection.context.get_or_insert_default();
+            context.mtu = [context.mtu, mtu].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
+        }
+    }
+}
+
+fn interface(call: &Call, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Option<ClientInterface> {
+    let client = call.connection.path.as_ref()?.path_segments.first()?;
+    let name = mechanism.parameters.get(NAME).filter(|name| !name.is_empty())?.clone();
+    Some(ClientInterface { netns: Inode::of(file).ok()?, name, client: (client.name.clone(), client.id.clone()) })
+}
