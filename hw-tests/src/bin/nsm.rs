@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use ferrule_hw_tests::nsm::{cases, runner};
+use ferrule_hw_tests::nsm::{cases, forwarder_cases, runner};
 
 /// Connections of Network Service Mesh through our forwarder, in namespaces
 #[derive(Parser)]
@@ -18,6 +18,7 @@ fn main() -> Result<ExitCode> {
     let Arguments { only } = Arguments::parse();
     let wanted: Vec<_> = cases::all()
         .into_iter()
+        .chain(forwarder_cases::all())
         .filter(|case| only.is_empty() || only.iter().any(|part| case.name.contains(part.as_str())))
         .collect();
     ensure!(!wanted.is_empty(), "no case has one of {only:?} in its name");

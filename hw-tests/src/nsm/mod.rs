@@ -6,10 +6,13 @@
 //! - [`pod`]: a namespace with a client or an endpoint in it
 //! - [`caller`]: calls a process by hand
 //! - [`cases`]: what has to hold
+//! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
 //! - [`runner`]: runs them, several at a time
 
 pub mod caller;
 pub mod cases;
+pub mod driver;
+pub mod forwarder_cases;
 pub mod mesh;
 pub mod node;
 pub mod pod;

@@ -165,6 +165,12 @@ impl MeshNode {
         Ok(())
     }
 
+    /// Stops a process as whoever runs it does, and waits for its end.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.processes.remove(name).with_context(|| format!("there is no {name}"))?.stop();
+        Ok(())
+    }
+
     /// A process that runs.
     pub fn process(&self, name: &str) -> Result<&Process> {
         self.processes.get(name).with_context(|| format!("there is no {name}"))

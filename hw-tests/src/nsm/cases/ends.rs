@@ -1,6 +1,8 @@
 //! Ends of each kind at either side, by a client and an endpoint of our own: frames are compared where they arrive.
 
+use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -63,7 +65,7 @@ fn one_pair(
     carried?;
     near.pod.wait_interfaces(0, TIMEOUT)?;
     far.pod.wait_interfaces(0, TIMEOUT)?;
-    let left: Vec<_> = std::fs::read_dir(near.directory.path())?.collect();
+    let left: Vec<_> = fs::read_dir(near.directory.path())?.collect();
     ensure!(left.is_empty(), "{left:?} is left in the client's directory");
     wait_until("no wire is left", || Ok(!mesh.near().has_wire()? && !mesh.far().has_wire()?))
 }
@@ -111,6 +113,8 @@ enum Kind {
 impl Side {
     fn new(kind: Kind) -> Result<Self> {
         let (pod, directory) = (MeshPod::new(), tempfile::tempdir().context("make a directory")?);
+        // A socket is made only where others than root may write.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).context("open a directory to all")?;
         let passed = if kind == Kind::VhostUser { directory.path().to_owned() } else { pod.netns().path() };
         Ok(Self { kind, file: file(&passed)?, pod, directory })
     }

@@ -33,7 +33,7 @@ pub struct NsmCase {
 }
 
 /// What a case does.
-type Run = fn(&mut Mesh) -> Result<()>;
+pub(super) type Run = fn(&mut Mesh) -> Result<()>;
 
 /// All cases: with our programs, with those in Go, and with every mixture.
 pub fn all() -> Vec<NsmCase> {
@@ -130,7 +130,7 @@ fn far_addresses(pod: &MeshPod) -> Result<Vec<String>> {
     Ok(all)
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(super) fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + TIMEOUT;
     while !is_so()? {
         ensure!(Instant::now() < end, "not within {TIMEOUT:?}: {what}");
