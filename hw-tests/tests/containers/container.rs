@@ -34,14 +34,23 @@ impl Container {
         Self { daemon: daemon.to_owned(), spec: pod["containers"][0].clone(), volumes }
     }
 
-    /// With what the component `kernel-ends` adds.
-    pub fn with_kernel_ends(mut self) -> Self {
-        let patch = &manifest(&self.daemon, "kernel-ends/patch.yaml")["spec"]["template"]["spec"];
+    /// With what a component adds.
+    pub fn with(mut self, component: &str) -> Self {
+        let patch = &manifest(&self.daemon, &format!("{component}/patch.yaml"))["spec"]["template"]["spec"];
         let more = &patch["containers"][0];
-        self.spec["securityContext"]["capabilities"] = more["securityContext"]["capabilities"].clone();
+        for (key, value) in more["securityContext"].as_object().unwrap() {
+            self.spec["securityContext"][key] = value.clone();
+        }
         let mounts = self.spec["volumeMounts"].as_array_mut().unwrap();
         mounts.extend(more["volumeMounts"].as_array().unwrap().clone());
         self.volumes.extend(patch["volumes"].as_array().unwrap().clone());
+        self
+    }
+
+    /// With no more rights than these capabilities, and the devices that it was given.
+    pub fn unprivileged(mut self, capabilities: &[&str]) -> Self {
+        self.spec["securityContext"]["privileged"] = false.into();
+        self.spec["securityContext"]["capabilities"] = serde_json::json!({"drop": ["ALL"], "add": capabilities});
         self
     }
 
@@ -76,6 +85,7 @@ impl Container {
             let volume = self.volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
             let source = match volume["hostPath"]["path"].as_str() {
                 Some(path) => node.host(path),
+                None if volume["emptyDir"].is_object() => node.folder("empty"),
                 None => config.to_owned(),
             };
             (source, mount["mountPath"].as_str().unwrap().to_owned(), mount["readOnly"] == true)

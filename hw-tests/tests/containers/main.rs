@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use ferrule_deploy::layer::sha256;
-use ferrule_hw_tests::need::lacks;
+use ferrule_hw_tests::eventually;
+use ferrule_hw_tests::need::{lacks, skip};
 use ferrule_hw_tests::netns::TestNetNs;
 use ferrule_kubelet::stand_in::{Kubelet, Options, Release};
 
@@ -79,7 +80,7 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
         release: Release::V1_36,
     })
     .unwrap();
-    let (manager, forwarder) = (Container::of("sriov-manager"), Container::of("dpdk-forwarder").with_kernel_ends());
+    let (manager, forwarder) = (Container::of("sriov-manager"), Container::of("dpdk-forwarder").with("kernel-ends"));
     let pod = TestNetNs::new();
     let wires = format!(
         "wires: [{{name: w, ends: [{{memif: {{socket: /run/ferrule/m.sock, role: server}}}}, \
@@ -134,6 +135,33 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
     assert_eq!(code, Some(0), "{said}");
     let left = node.left();
     assert!(left.is_empty(), "an uninstall leaves {left:?}");
+}
+
+/// Frames that nobody takes are dropped by `net_null`: a wire of its ends needs nobody else.
+#[test]
+fn the_forwarder_s_image_has_what_a_wire_of_dpdk_s_needs() {
+    let test = "the_forwarder_s_image_has_what_a_wire_of_dpdk_s_needs";
+    let Some(node) = Node::new(test) else { return };
+    // Where its drivers are.
+    if !container::images(test).is_some_and(|images| images.join("dpdk-forwarder/usr/lib").is_dir()) {
+        skip(test, "a dpdk-forwarder that was built with DPDK (dpdk-dev, libclang-dev)");
+        return;
+    }
+    // Privileged it could do all the more.
+    let container = Container::of("dpdk-forwarder").with("vf-ends").unprivileged(&["IPC_LOCK"]);
+    let wires = "{dpdk: {memory: 64MiB}, wires: [\
+        {name: w, ends: [{ethdev: {device: net_null0}}, {ethdev: {device: net_ring0}}]}, \
+        {name: nic, ends: [{ethdev: {device: '0000:ff:1f.7'}}, {ethdev: {device: net_null1}}]}]}";
+    let forwarder = node.start(&container, &[("wires.yaml", wires)]);
+    forwarder.until_ready();
+    let shown = || node.exec(&forwarder, "ferrule", &["wires"]).1;
+    let is_up = |line: &str| line.split_whitespace().take(2).eq(["w", "up"]);
+    eventually("the wire of software devices is up", || shown().lines().any(is_up));
+    // That one DPDK has looked for on the PCI bus.
+    let shown = shown();
+    let said = shown.lines().find(|line| line.starts_with("nic: end A")).unwrap_or_else(|| panic!("{shown}"));
+    assert!(said.contains("0000:ff:1f.7") && !said.contains("libdpdk"), "{shown}");
+    forwarder.stop();
 }
 
 /// Names of metrics in the expressions of a dashboard.
