@@ -8,17 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dpdk_forwarder::config::WiresFile;
+use dpdk_forwarder::nsm::Environment;
 use ferrule_dataplane::spec::{EndSpec, Role};
-use ferrule_hw_tests::need::{Need, lacks, skip};
+use ferrule_hw_tests::need::skip;
 use serde_json::{Value, json};
 
 #[test]
 fn overlays_are_whole() {
-    if lacks("overlays_are_whole", &[KUBECTL]) {
-        return;
-    }
+    let Some(kubectl) = Kubectl::find("overlays_are_whole") else { return };
     for (overlay, daemons) in OVERLAYS {
-        let objects = kustomize(overlay);
+        let objects = kubectl.kustomize(overlay);
         let names: Vec<_> = objects.keys().map(String::as_str).collect();
         let expected: Vec<_> = ["ConfigMap", "DaemonSet", "ServiceAccount"]
             .iter()
@@ -34,9 +33,7 @@ fn overlays_are_whole() {
 #[test]
 fn the_chart_sends_what_the_overlays_send() {
     let test = "the_chart_sends_what_the_overlays_send";
-    if lacks(test, &[KUBECTL]) {
-        return;
-    }
+    let Some(kubectl) = Kubectl::find(test) else { return };
     let Some(helm) = Helm::find(test) else { return };
     for (overlay, daemons) in OVERLAYS {
         let mut values = json!({"devicePlugin": {"enabled": false}, "sriovManager": {"enabled": false}, "dpdkForwarder": {"enabled": false}});
@@ -47,7 +44,10 @@ fn the_chart_sends_what_the_overlays_send() {
                 values[key]["config"] = serde_saphyr::from_str(&text).unwrap();
             }
         }
-        assert_eq!(helm.template(&values), kustomize(overlay), "{overlay}");
+        if overlay == "nsm" {
+            values["dpdkForwarder"]["nsm"] = json!(true);
+        }
+        assert_eq!(helm.template(&values), kubectl.kustomize(overlay), "{overlay}");
     }
 }
 
@@ -55,9 +55,7 @@ fn the_chart_sends_what_the_overlays_send() {
 #[test]
 fn the_overlay_with_vfs_at_wires_is_what_the_chart_s_value_makes() {
     let test = "the_overlay_with_vfs_at_wires_is_what_the_chart_s_value_makes";
-    if lacks(test, &[KUBECTL]) {
-        return;
-    }
+    let Some(kubectl) = Kubectl::find(test) else { return };
     let Some(helm) = Helm::find(test) else { return };
     let forwarder = |mut objects: BTreeMap<String, Value>| {
         let mut pod = objects.remove("DaemonSet/dpdk-forwarder").unwrap()["spec"]["template"]["spec"].take();
@@ -67,7 +65,7 @@ fn the_overlay_with_vfs_at_wires_is_what_the_chart_s_value_makes() {
         }
         pod
     };
-    let overlay = forwarder(kustomize("dpdk-vfs"));
+    let overlay = forwarder(kubectl.kustomize("dpdk-vfs"));
     assert_eq!(overlay, forwarder(helm.template(&json!({"dpdkForwarder": {"enabled": true, "vfEnds": true}}))));
     let container = &overlay["containers"][0];
     assert_eq!(container["securityContext"]["privileged"], true);
@@ -107,6 +105,37 @@ fn values_change_what_they_name() {
     }
 }
 
+/// As those of Network Service Mesh have it: the manager's socket, SPIRE's, and who it is.
+#[test]
+fn the_forwarder_of_the_overlay_nsm_is_told_of_its_mesh() {
+    let Some(kubectl) = Kubectl::find("the_forwarder_of_the_overlay_nsm_is_told_of_its_mesh") else { return };
+    let pod = &kubectl.kustomize("nsm")["DaemonSet/dpdk-forwarder"]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let of_pod = |path: &Value| {
+        path.as_str().unwrap().replace("metadata.name", "forwarder-x").replace("status.hostIP", "192.0.2.1")
+    };
+    let variables = container["env"].as_array().unwrap().iter().map(|variable| {
+        let value = variable["value"].as_str().map(str::to_owned);
+        (
+            variable["name"].as_str().unwrap().to_owned(),
+            value.unwrap_or_else(|| of_pod(&variable["valueFrom"]["fieldRef"]["fieldPath"])),
+        )
+    });
+    let variables: BTreeMap<_, _> = variables.collect();
+    let environment = Environment::read(None, variables.clone()).unwrap();
+    assert!(environment.ignored.is_empty(), "{:?}", environment.ignored);
+    let settings = environment.settings.unwrap();
+    assert_eq!((settings.name.as_str(), settings.tunnel_ip), ("forwarder-x", Some([192, 0, 2, 1].into())));
+    let is_mounted = |path: &str| {
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        mounts.iter().any(|mount| path.starts_with(mount["mountPath"].as_str().unwrap()))
+    };
+    let urls = [&settings.connect_to, &settings.listen_on, &variables["SPIFFE_ENDPOINT_SOCKET"]];
+    for path in urls.map(|url| url.strip_prefix("unix://").unwrap()) {
+        assert!(is_mounted(path), "{path}");
+    }
+}
+
 /// What the first container of each pod writes for its sidecar, with what the plugin tells it.
 #[test]
 fn the_sidecars_of_the_examples_make_an_interface_of_the_pods_socket() {
@@ -131,19 +160,24 @@ fn the_sidecars_of_the_examples_make_an_interface_of_the_pods_socket() {
     assert_eq!(addresses, ["10.99.9.1/24", "10.99.9.2/24"]);
 }
 
-/// `helm` of the variable `HELM`, of `PATH`, or of what `make node` builds.
+/// A program of a variable, of `PATH`, or of what `make node` builds; none: that was said.
+fn find(test: &str, name: &str, variable: &str, cure: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("node").join("bin");
+    let folders: Vec<_> = std::env::split_paths(&path).chain([built]).collect();
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let found = named.into_iter().chain(folders.iter().map(|folder| folder.join(name))).find(|path| path.is_file());
+    if found.is_none() {
+        skip(test, &format!("{name} ({cure}, or {variable}=FILE)"));
+    }
+    found
+}
+
 struct Helm(PathBuf);
 
 impl Helm {
     fn find(test: &str) -> Option<Self> {
-        let named = std::env::var_os("HELM").map(PathBuf::from).filter(|path| path.is_file());
-        let searched = || HELM.is_met().then(|| PathBuf::from("helm"));
-        let built = || Some(Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("node").join("bin/helm"));
-        let found = named.or_else(searched).or_else(|| built().filter(|path| path.is_file()));
-        if found.is_none() {
-            skip(test, "helm (https://helm.sh, or HELM=FILE)");
-        }
-        found.map(Self)
+        find(test, "helm", "HELM", "https://helm.sh").map(Self)
     }
 
     fn template(&self, values: &Value) -> BTreeMap<String, Value> {
@@ -155,11 +189,20 @@ impl Helm {
     }
 }
 
-fn kustomize(overlay: &str) -> BTreeMap<String, Value> {
-    let mut objects = rendered(Command::new("kubectl").arg("kustomize").arg(deploy().join("kustomize").join(overlay)));
-    // Helm makes it itself.
-    objects.remove("Namespace/ferrule").expect("an overlay makes its namespace");
-    objects
+struct Kubectl(PathBuf);
+
+impl Kubectl {
+    fn find(test: &str) -> Option<Self> {
+        find(test, "kubectl", "KUBECTL", "apt-get install kubernetes-client").map(Self)
+    }
+
+    fn kustomize(&self, overlay: &str) -> BTreeMap<String, Value> {
+        let folder = deploy().join("kustomize").join(overlay);
+        let mut objects = rendered(Command::new(&self.0).arg("kustomize").arg(folder));
+        // Helm makes it itself.
+        objects.remove("Namespace/ferrule").expect("an overlay makes its namespace");
+        objects
+    }
 }
 
 /// By kind and name; what a ConfigMap holds is compared by what it means.
@@ -187,7 +230,9 @@ type Daemon = (&'static str, &'static str, &'static str);
 const PLUGIN: Daemon = ("device-plugin", "devicePlugin", "config.json");
 const FORWARDER: Daemon = ("dpdk-forwarder", "dpdkForwarder", "wires.yaml");
 const MANAGER: Daemon = ("sriov-manager", "sriovManager", "policies.yaml");
-const OVERLAYS: [(&str, &[Daemon]); 3] =
-    [("software", &[PLUGIN, FORWARDER]), ("sriov", &[PLUGIN, MANAGER]), ("dpdk", &[PLUGIN, FORWARDER, MANAGER])];
-const KUBECTL: Need = Need::Program { name: "kubectl", package: "kubernetes-client" };
-const HELM: Need = Need::Program { name: "helm", package: "helm" };
+const OVERLAYS: [(&str, &[Daemon]); 4] = [
+    ("software", &[PLUGIN, FORWARDER]),
+    ("sriov", &[PLUGIN, MANAGER]),
+    ("dpdk", &[PLUGIN, FORWARDER, MANAGER]),
+    ("nsm", &[FORWARDER]),
+];
