@@ -94,7 +94,7 @@ kubelet: kubelet-pieces kubelet-run
 kubelet-run: need-kubelet
 	@echo "==> building"
 	@$(BUILD)
-	@target/debug/node run kubelet_1_37_registers
+	@target/debug/node run kubelet_1_37_registers kubelet_1_37_restarts
 
 kubelet-pieces: need-kubelet
 	@hw-tests/node/build target/node containerd runc cni kubelet-1.37 || echo "==> no kubelet here"

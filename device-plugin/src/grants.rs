@@ -264,6 +264,13 @@ impl Grants {
         news
     }
 
+    /// The kubelet lists this pod with it.
+    pub fn note_pod(&mut self, name: &LeaseName, pod: String) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            (grant.pod, grant.absent_since) = (Some(pod), None);
+        }
+    }
+
     /// Whether its pod is not listed any more.
     pub fn is_leaving(&self, name: &LeaseName) -> bool {
         self.grants.get(name).is_some_and(|grant| grant.absent_since.is_some())

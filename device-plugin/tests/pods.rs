@@ -40,6 +40,8 @@ async fn one_pool_serves_both_drivers_and_every_vf_comes_back_clean() {
     assert!(!site.kubelet().healthy(KERNEL).contains(&device));
     assert!(site.kubelet().healthy(DPDK).contains(&device));
     site.kubelet().admit("two", "main", KERNEL, 1).await.unwrap();
+    // From then on it is known to be a pod's, however soon that ends.
+    site.kubelet().start_container("two", "main").await.unwrap();
     let refused = site.kubelet().admit("three", "main", DPDK, 1).await.unwrap_err();
     assert!(matches!(refused, Refusal::TooFew { .. } | Refusal::Allocate(_)), "{refused}");
     site.until_list("the manager tells which pod has it", |list| {

@@ -37,6 +37,19 @@ async fn a_vf_of_a_pod_that_ended_is_given_back_when_the_next_pod_is_refused() {
     site.stop().await;
 }
 
+/// The plugin looks at the kubelet's list a second after something changed: this pod is not on it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_ends_as_soon_as_it_runs_gives_its_vf_back() {
+    let site = Site::start(1, SHARED).await;
+    site.until_healthy(DPDK, 1).await;
+    site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+    site.kubelet().start_container("one", "main").await.unwrap();
+    site.kubelet().end_pod("one");
+    site.until_list("it is free", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
+    site.until_healthy(KERNEL, 1).await;
+    site.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_does_not_get_all_of_many_vfs_keeps_none() {
     let site = Site::start_on(FakeNode::new(1, 70), 70, SHARED).await;

@@ -203,6 +203,7 @@ impl Allocator {
                 Allotted { resource: config, member, tenant }
             })
             .collect();
+        self.note_pods(&allotted).await;
         let lent = timeout(PREPARE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(PREPARE_WAIT)));
         let vfs = match lent {
             Ok(vfs) => vfs,
@@ -256,6 +257,22 @@ impl Allocator {
         let Some(listing) = self.pod_resources.list_soon().await else { return BTreeSet::new() };
         let is_strange = |(name, told): &(LeaseName, String)| listing.get(name).is_some_and(|pod| pod != told);
         unknown.into_iter().filter(is_strange).map(|(name, _)| name.device).collect()
+    }
+
+    /// Which pods have these, if the kubelet lists them by now. One that ends in a moment is gone at the next look, and what it had would
+    /// be taken for an init container's.
+    async fn note_pods(&self, allotted: &[Allotted]) {
+        let is_unknown = |name: &LeaseName| self.resources.with_grants(|grants| grants.pod(name).is_none());
+        let unknown: Vec<_> = allotted.iter().map(Allotted::lease_name).filter(is_unknown).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let Some(listing) = self.pod_resources.list_soon().await else { return };
+        self.resources.with_grants(|grants| {
+            for (name, pod) in unknown.iter().filter_map(|name| listing.get_key_value(name)) {
+                grants.note_pod(name, pod.clone());
+            }
+        });
     }
 
     /// Removes what containers and their helpers were told of a device that no pod has any more.
