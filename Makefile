@@ -10,6 +10,7 @@
 #   make kubelet  of that a real kubelet alone, with static pods: what .ci/run has of it
 #   make nsm      connections of Network Service Mesh through the forwarder, in namespaces; ONLY=word runs some of it, and NSM_BIN=DIR
 #                 the same with the programs in Go that lie there: docs/nsm-forwarder.md
+#   make asan     the C code that is called for DPDK, and its callers, under AddressSanitizer
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make images   OCI images of the daemons, in target/images, without a container engine
 #   make lint     format, clippy, docs, links, licences
@@ -37,7 +38,7 @@ DEMO_QUICK := $(foreach crate,device-plugin ferrule-kubelet,--config profile.rel
 AS_CLIPPY := RUSTC_WORKSPACE_WRAPPER=$$(rustc --print sysroot)/bin/clippy-driver \
 	CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 
-.PHONY: demo test nsm lab lab-shell vm-pieces node node-shell node-pieces kubelet kubelet-run kubelet-pieces images lint bench help
+.PHONY: demo test asan nsm lab lab-shell vm-pieces node node-shell node-pieces kubelet kubelet-run kubelet-pieces images lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,9 @@ test: need-test vm-pieces
 	@echo "==> building"
 	@$(BUILD)
 	@.ci/count $(CARGO) test --workspace --locked
+
+asan: need-test
+	@ffi/dpdk/asan
 
 nsm: need-test
 	@echo "==> building"

@@ -8,7 +8,7 @@ use std::process::Command;
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(no_dpdk)");
     println!("cargo::rerun-if-changed=c");
-    for variable in ["PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR", "LIBCLANG_PATH", "FERRULE_NO_DPDK"] {
+    for variable in ["PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR", "LIBCLANG_PATH", "FERRULE_NO_DPDK", SANITIZE] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     watch_pkg_config();
@@ -87,11 +87,25 @@ fn compile_shim(flags: &[String], shim: &Path) -> Result<(), String> {
         .extra_warnings(true)
         .try_get_compiler()
         .map_err(|error| one_line(&format!("no C compiler was found ({error})")))?;
-    let mut command = compiler.to_command();
-    command.args(flags).args(["-shared", "-s", "-fvisibility=default", "c/shim.c", "-o"]).arg(shim);
-    command.args(pkg_config(&["--libs-only-L"])?);
+    let object = shim.with_extension("o");
+    let mut compile = compiler.to_command();
+    compile.args(flags).args(["-fvisibility=default", "-c", "c/shim.c", "-o"]).arg(&object);
+    if let Ok(sanitizer) = env::var(SANITIZE) {
+        compile.args([&format!("-fsanitize={sanitizer}"), "-fno-omit-frame-pointer", "-g"]);
+    }
+    run(&mut compile)?;
+    let mut link = compiler.to_command();
+    // Of a sanitizer's runtime there is one: the program's.
+    link.args(["-fno-sanitize=all", "-shared", "-o"]).arg(shim).arg(&object).args(pkg_config(&["--libs-only-L"])?);
+    if env::var_os(SANITIZE).is_none() {
+        link.arg("-s");
+    }
     // Also those of which the shim itself calls nothing: Rust finds functions in whatever the shim needs.
-    command.arg("-Wl,--no-as-needed").args(LIBRARIES.map(|library| format!("-l{library}")));
+    link.arg("-Wl,--no-as-needed").args(LIBRARIES.map(|library| format!("-l{library}")));
+    run(&mut link)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("the C compiler did not start ({error})"))?;
     if output.status.success() {
         return Ok(());
@@ -133,6 +147,8 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What the shim is to be checked by while it runs: `address`, for `make asan`.
+const SANITIZE: &str = "FERRULE_SANITIZE";
 /// The oldest version with all functions that are used.
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
