@@ -1,6 +1,7 @@
 //! All scenarios, in the order they run. A new one is a function and a line here.
 //!
 //! - `hardware`: the lab itself: what the others build upon;
+//! - `bench`: `ferrule bench` and its doctor on VFs;
 //! - `groups`: a VF in a crowded IOMMU group;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
@@ -11,6 +12,7 @@
 //! - `reboots`: leases after a power cut;
 //! - `wires`: VFs polled by the forwarder.
 
+mod bench;
 mod crashes;
 mod groups;
 mod hardware;
@@ -73,6 +75,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_polled_vf_goes_and_comes_back_and_no_other_wire_loses_a_frame", &[wires::goes_and_comes_back])
         .within(Duration::from_mins(6)),
     Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(6)),
+    Scenario::new("ferrule_bench_measures_two_vfs_and_its_doctor_looks_at_them", &[bench::two_vfs])
+        .within(Duration::from_mins(6)),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
