@@ -51,7 +51,7 @@ fn the_chart_sends_what_the_overlays_send() {
     }
 }
 
-/// Kustomize puts what a component adds before what is there, and Helm behind it: the order means nothing.
+/// In what order volumes are means nothing.
 #[test]
 fn the_overlay_with_vfs_at_wires_is_what_the_chart_s_value_makes() {
     let test = "the_overlay_with_vfs_at_wires_is_what_the_chart_s_value_makes";
