@@ -112,7 +112,8 @@ impl Grants {
             self.entry(name, now);
             return Tenant::New;
         };
-        let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
+        // The pod of one that was listed has its devices, or has gone.
+        let is_same = is_listed || grant.pod.is_none() && now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
             grant.allocated = now;
             grant.became_ours();
@@ -397,6 +398,20 @@ mod tests {
 
     fn listed() -> Listing {
         Listing::from([(name(), "pod".to_owned())])
+    }
+
+    #[test]
+    fn the_next_pod_may_come_in_the_second_of_the_one_before() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(grants.allocate(&name(), false, at(0)), Tenant::New);
+        grants.answered(&name(), at(0));
+        grants.lent(&name());
+        assert_eq!(grants.allocate(&name(), false, at(10)), Tenant::Same, "another container of it");
+        grants.note_pod(&name(), "pod".to_owned());
+        assert_eq!(grants.allocate(&name(), true, at(20)), Tenant::Same, "the kubelet lists its pod");
+        assert_eq!(grants.allocate(&name(), false, at(30)), Tenant::Next, "its pod has gone");
+        assert_eq!(grants.allocate(&name(), false, at(40)), Tenant::Next, "another container, and it is not clean yet");
     }
 
     #[test]
