@@ -66,4 +66,4 @@ pub fn forwarder(test: &str) -> Option<PathBuf> {
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_mins(1);

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{ENDPOINT_ADDRESS, ONE_FAMILY, few_lost, wait_until};
 use crate::TIMEOUT;
-use crate::nsm::mesh::{INTERFACE, Mesh};
+use crate::nsm::mesh::{INTERFACE, Mesh, Pair};
 use crate::nsm::pod::MeshPod;
 use crate::nsm::programs::Maker;
 
@@ -49,12 +49,7 @@ fn remote_forwarder_killed(mesh: &mut Mesh, is_far: bool) -> Result<()> {
     let (sent, received) = pings.end()?;
     mesh.figure("pings lost", sent.saturating_sub(received) as f64, "");
     pair.client_pod.wait_ping(ENDPOINT_ADDRESS, TIMEOUT)?;
-    // A client in Go takes seconds to ask again. What it closes before that is not known to the new forwarder, and stays.
-    if mesh.cast().client == Maker::Ours {
-        return pair.close();
-    }
-    pair.client.stop();
-    Ok(())
+    close_at_once(mesh, pair)
 }
 
 pub(super) fn manager_killed(mesh: &mut Mesh) -> Result<()> {
@@ -66,7 +61,7 @@ pub(super) fn manager_killed(mesh: &mut Mesh) -> Result<()> {
     let took = other_client_connects(mesh)?;
     mesh.figure("a new client is connected after the start", took, "ms");
     few_lost(pings.end()?)?;
-    pair.close()
+    close_at_once(mesh, pair)
 }
 
 pub(super) fn managers_killed(mesh: &mut Mesh) -> Result<()> {
@@ -81,7 +76,7 @@ pub(super) fn managers_killed(mesh: &mut Mesh) -> Result<()> {
         mesh.figure(&format!("a new client is connected after the start of the {which} manager"), took, "ms");
     }
     few_lost(pings.end()?)?;
-    pair.close()
+    close_at_once(mesh, pair)
 }
 
 pub(super) fn registry_killed(mesh: &mut Mesh) -> Result<()> {
@@ -93,6 +88,18 @@ pub(super) fn registry_killed(mesh: &mut Mesh) -> Result<()> {
     mesh.figure("a new client is connected after the start", took, "ms");
     few_lost(pings.end()?)?;
     pair.close()
+}
+
+/// Closes a connection that its client may not have asked for again since a process was replaced.
+fn close_at_once(mesh: &Mesh, pair: Pair) -> Result<()> {
+    let cast = mesh.cast();
+    if cast.client == Maker::Ours && cast.manager == Maker::Ours {
+        return pair.close();
+    }
+    // A client in Go takes seconds to ask again, and a manager in Go answers a Close of what it does not know, and passes it to nobody: then
+    // the link stays until its token runs out.
+    pair.client.stop();
+    Ok(())
 }
 
 /// Connects one more client, and closes it again; how many milliseconds it took to connect.
