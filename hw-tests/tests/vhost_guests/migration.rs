@@ -8,6 +8,7 @@
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use ferrule_dataplane::Engine;
@@ -39,6 +40,8 @@ fn moves(test: &str, packed: bool) {
     if lacks_namespaces(test) {
         return;
     }
+    // QEMU, the guest that writes, and the wire want two cores for themselves.
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(testbed) = Testbed::new(test) else { return };
     let here = Nic { packed, ..testbed.nic(1) };
     let there = Nic { socket: testbed.folder.path().join("there.sock"), ..here.clone() };
@@ -139,6 +142,8 @@ fn join(engine: &Engine, pod: &TestNetNs, nics: [&Nic; 2]) -> [String; 2] {
     })
 }
 
+/// Of those that move a guest one at a time.
+static TURN: Mutex<()> = Mutex::new(());
 /// Of the transfer, each way: it takes several times as long as the guest needs to move then.
 const BYTES: usize = 128 << 20;
 /// What arrives in the middle.
