@@ -109,8 +109,9 @@ pub(super) fn remove_idle(netlink: &mut Netlink) -> Result<usize, NetlinkError> 
     Ok(count)
 }
 
+/// Others may have chosen the same number of a protocol.
 fn is_ours(rule: &RuleMessage) -> bool {
-    rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
+    (TABLE_FIRST..TABLE_LAST).contains(&table_of(rule)) && rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
 }
 
 fn delete(netlink: &mut Netlink, rule: RuleMessage) -> Result<(), NetlinkError> {
