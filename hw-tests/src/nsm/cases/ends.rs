@@ -88,7 +88,7 @@ fn carry(near: &Side, far: &Side, made: &Connection) -> Result<()> {
             let opening = thread::spawn(move || open(&near_end));
             let far_end = open(&far_end)?;
             let near_end = opening.join().map_err(|_| anyhow::anyhow!("opening the client's end panicked"))??;
-            exchange(near_end, far_end)?;
+            exchange(near_end, far_end, frame_max(made)?)?;
         }
     }
     Ok(())
@@ -264,10 +264,18 @@ fn responder(mut end: End) -> Server {
     })
 }
 
+/// The longest frame that a connection carries: an end that sends a longer one has not read its context.
+fn frame_max(made: &Connection) -> Result<usize> {
+    let mtu = made.context.as_ref().map_or(0, |context| context.mtu);
+    Ok(usize::try_from(if mtu == 0 { 1500 } else { mtu })? + ETHERNET_HEADER)
+}
+
 /// Frames of several sizes both ways, each compared with what was sent.
-fn exchange(mut near: End, mut far: End) -> Result<()> {
-    let mut there = Way::new()?;
-    let mut back = Way::new()?;
+fn exchange(mut near: End, mut far: End, longest: usize) -> Result<()> {
+    wait_first(&mut near, &mut far)?;
+    wait_first(&mut far, &mut near)?;
+    let mut there = Way::new(longest)?;
+    let mut back = Way::new(longest)?;
     let end = Instant::now() + TIMEOUT;
     while !there.is_done() || !back.is_done() {
         let moved = there.step(&mut near, &mut far)? + back.step(&mut far, &mut near)?;
@@ -284,6 +292,15 @@ fn exchange(mut near: End, mut far: End) -> Result<()> {
     Ok(())
 }
 
+/// Sends a frame until one comes: the kernel takes a moment to see that a link is there.
+fn wait_first(from: &mut End, to: &mut End) -> Result<()> {
+    let mut gather = vec![0; FRAME_MAX];
+    wait_until("a first frame comes", || {
+        send(from, &PROBE)?;
+        Ok(!receive(to, &mut gather)?.is_empty())
+    })
+}
+
 /// Frames in one direction, no more under way than a ring holds.
 struct Way {
     patterns: Vec<Pattern>,
@@ -293,10 +310,11 @@ struct Way {
 }
 
 impl Way {
-    fn new() -> Result<Self> {
+    fn new(longest: usize) -> Result<Self> {
+        let sizes = [64, 300, longest];
         let pattern = |(flow, size): (usize, usize)| Pattern::new(size, flow as u32, Addresses::default());
-        let patterns = SIZES.into_iter().enumerate().map(pattern).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { patterns, sink: Sink::new(0..SIZES.len() as u32, true), sent: 0, gather: vec![0; FRAME_MAX] })
+        let patterns = sizes.into_iter().enumerate().map(pattern).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { patterns, sink: Sink::new(0..sizes.len() as u32, true), sent: 0, gather: vec![0; FRAME_MAX] })
     }
 
     fn step(&mut self, from: &mut End, to: &mut End) -> Result<u64> {
@@ -310,7 +328,7 @@ impl Way {
             self.sent += 1;
         }
         let frames = receive(to, &mut self.gather)?;
-        for frame in &frames {
+        for frame in frames.iter().filter(|frame| **frame != PROBE) {
             self.sink.see(frame);
         }
         let tally = self.sink.tally();
@@ -330,5 +348,11 @@ const FAR_ADDRESS: &str = "10.77.0.2";
 const PINGS: usize = 20;
 const PING_SIZE: u32 = 1400;
 const FRAMES: u64 = 3000;
-const SIZES: [usize; 3] = [64, 300, 1514];
+const ETHERNET_HEADER: usize = 14;
+/// Of a type that is nobody's.
+const PROBE: [u8; 60] = {
+    let mut frame = [0xff; 60];
+    (frame[6], frame[12], frame[13]) = (2, 0x88, 0xb5);
+    frame
+};
 const WINDOW: u64 = 64;

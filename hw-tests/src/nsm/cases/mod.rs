@@ -92,6 +92,7 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
     cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));
     cases.push(case("all_kinds_of_ends_are_joined", Cast::default(), plain, ends::all_pairs));
+    cases.push(case("two_nodes_all_kinds_of_ends_are_joined", Cast::default(), two, ends::all_pairs));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
         let cast = Cast { registry: Some(registry), manager, client, endpoint };
