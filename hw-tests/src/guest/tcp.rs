@@ -58,7 +58,7 @@ fn exchange(stream: &TcpStream, bytes: usize, [sends, expects]: [u64; 2]) -> Res
 pub const HELD: u64 = 3;
 
 /// How long it is held at most.
-const HELD_MAX: Duration = Duration::from_mins(2);
+const HELD_MAX: Duration = Duration::from_mins(3);
 
 /// How long nothing may move, also while the forwarder is replaced.
 const TIMEOUT: Duration = Duration::from_secs(20);

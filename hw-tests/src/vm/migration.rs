@@ -30,9 +30,9 @@ pub struct Moved {
 
 impl<'a> Moving<'a> {
     /// Begins to move what runs in `from` into `to`, which was started to take it in and is like the other in every device.
-    /// At most so many bytes of memory are sent in a second, so that the guest can run meanwhile. It does not arrive as long
-    /// as something in it writes to more memory than is sent in a millisecond.
-    pub fn begin(from: &'a Machine, to: &'a Machine, bytes_per_second: u64) -> Result<Self> {
+    /// It does not arrive before [`Moving::finish`] as long as something in it writes to more memory than is sent meanwhile:
+    /// what is left gets less with each round otherwise, and a busy machine leaves a guest little time to write.
+    pub fn begin(from: &'a Machine, to: &'a Machine) -> Result<Self> {
         let deadline = Instant::now() + MOVING_MAX;
         // The last thing that the other one does before it waits.
         while !to.incoming().exists() {
@@ -41,28 +41,38 @@ impl<'a> Moving<'a> {
         }
         let mut source = Qmp::connect(&from.monitor())?;
         // With 0 QEMU does not look for pages that were written to after the first round.
-        let limits = json!({ "max-bandwidth": bytes_per_second, "downtime-limit": 1 });
+        let limits = json!({ "max-bandwidth": FIRST_ROUND, "downtime-limit": 1 });
         source.ask("migrate-set-parameters", &limits)?;
         source.ask("migrate", &json!({ "uri": format!("unix:{}", to.incoming().display()) }))?;
-        Ok(Self { machines: [from, to], source, deadline })
+        let mut moving = Self { machines: [from, to], source, deadline };
+        // The first one began with all pages.
+        moving.wait_until_rounds(2)?;
+        moving.source.ask("migrate-set-parameters", &json!({ "max-bandwidth": LATER_ROUNDS }))?;
+        Ok(moving)
     }
 
     /// Waits until the dirty pages were collected so many times more.
     pub fn wait_for_rounds(&mut self, count: u64) -> Result<()> {
-        let rounds = |state: &Value| state["ram"]["dirty-sync-count"].as_u64().unwrap_or_default();
-        let first = rounds(&self.state()?);
-        loop {
-            let state = self.state()?;
-            ensure!(state["status"] != "completed", "the guest has moved too early: {state}");
-            if rounds(&state) >= first + count {
-                return Ok(());
-            }
-        }
+        let before = rounds(&self.state()?);
+        self.wait_until_rounds(before + count)
+    }
+
+    fn wait_until_rounds(&mut self, count: u64) -> Result<()> {
+        while rounds(&self.must_go_on()?) < count {}
+        Ok(())
+    }
+
+    /// What QEMU says of it: that it has not arrived.
+    pub fn must_go_on(&mut self) -> Result<Value> {
+        let state = self.state()?;
+        ensure!(state["status"] != "completed", "the guest has moved too early: {state}");
+        Ok(state)
     }
 
     /// Lets it stop here as soon as little is left to be sent, and waits until it runs there.
     pub fn finish(mut self) -> Result<Moved> {
-        self.source.ask("migrate-set-parameters", &json!({ "downtime-limit": DOWNTIME_MS }))?;
+        let limits = json!({ "max-bandwidth": LAST_ROUND, "downtime-limit": DOWNTIME_MS });
+        self.source.ask("migrate-set-parameters", &limits)?;
         let done = loop {
             let state = self.state()?;
             if state["status"] == "completed" {
@@ -97,7 +107,17 @@ impl<'a> Moving<'a> {
     }
 }
 
+fn rounds(state: &Value) -> u64 {
+    state["ram"]["dirty-sync-count"].as_u64().unwrap_or_default()
+}
+
+/// Bytes of memory that are sent in a second: of all of it first.
+const FIRST_ROUND: u64 = 64 << 20;
+/// Of what was written to meanwhile: far less than a guest on a busy machine writes.
+const LATER_ROUNDS: u64 = 8 << 20;
+/// When it shall arrive.
+const LAST_ROUND: u64 = 1 << 30;
 /// The guest is stopped once what is left can be sent in this time.
 const DOWNTIME_MS: u64 = 300;
-const MOVING_MAX: Duration = Duration::from_mins(1);
+const MOVING_MAX: Duration = Duration::from_mins(3);
 const LOOK: Duration = Duration::from_millis(20);

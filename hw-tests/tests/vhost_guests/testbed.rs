@@ -159,4 +159,4 @@ pub fn crossed(engine: &Engine, wire: &str) -> [(u64, u64); 2] {
 pub const PORT: u16 = 5001;
 
 /// How long a transfer may take.
-pub const TRANSFER_MAX: Duration = Duration::from_secs(90);
+pub const TRANSFER_MAX: Duration = Duration::from_mins(3);
