@@ -250,7 +250,7 @@ impl Mesh {
         self.sources[name].0.send_replace(new);
     }
 
-    fn source(&mut self, name: &str) -> IdentitySource {
+    pub(crate) fn source(&mut self, name: &str) -> IdentitySource {
         let new = || IdentitySource::new(self.identities.identity(&format!("/{name}")));
         self.sources.entry(name.to_owned()).or_insert_with(new).1.clone()
     }

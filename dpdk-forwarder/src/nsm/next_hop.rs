@@ -11,16 +11,15 @@ use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint};
 use ferrule_nsm::registry::select::candidates;
 use ferrule_nsm::registry::{FoundEndpoint, RegistryClient};
-use ferrule_nsm::service::NextHop;
-use ferrule_nsm::transport::{Connection as Channel, DialOptions};
+use ferrule_nsm::service::{KeptHops, NextHop};
+use ferrule_nsm::transport::DialOptions;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
 /// Finds and calls endpoints, and managers of other nodes.
 pub(super) struct NextHops {
     registry: Arc<RegistryClient>,
-    identity: IdentitySource,
-    options: DialOptions,
+    kept: KeptHops,
     /// Which endpoint of a service is next.
     turns: Mutex<BTreeMap<String, usize>>,
 }
@@ -35,7 +34,7 @@ pub(super) struct Candidates {
 
 impl NextHops {
     pub(super) fn new(registry: Arc<RegistryClient>, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { registry, identity, options, turns: Mutex::default() }
+        Self { registry, kept: KeptHops::new(identity, options), turns: Mutex::default() }
     }
 
     /// Those that a connection may have: the one that it names, or those of its service.
@@ -84,41 +83,16 @@ impl NextHops {
         mine
     }
 
-    /// Whether calls may go on over a connection of before: it has not ended, and we are there who we are now.
-    fn is_good(&self, next: &NextHop) -> bool {
-        let connection = next.connection();
-        !connection.has_ended() && Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid)
-    }
-
-    /// Asks an endpoint, over the connection of before if that is good. It shows an old certificate when the endpoint has a new one,
-    /// with which its tokens for others are signed: what is denied there is asked for again over a new one.
-    /// What a first request has made though its answer is not believed is closed again.
+    /// Asks an endpoint.
     pub(super) async fn request(
         &self,
-        before: Option<&NextHop>,
         endpoint: &FoundEndpoint,
         message: NetworkServiceRequest,
         files: &[Arc<OwnedFd>],
+        is_first: bool,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
-        let left = || until.saturating_duration_since(Instant::now());
-        if let Some(next) = before.filter(|next| self.is_good(next)) {
-            match Box::pin(next.request(message.clone(), files, left())).await {
-                Err(error) if error.status.code() == Code::PermissionDenied => {}
-                asked => return Ok((next.clone(), asked?)),
-            }
-        }
-        let next = Box::pin(self.dial(endpoint)).await?;
-        match Box::pin(next.request(message, files, left())).await {
-            Ok(answer) => Ok((next, answer)),
-            Err(error) => {
-                if let Some(made) = error.made.filter(|_| before.is_none()) {
-                    // It says no more than the error does.
-                    let _ = Box::pin(next.close(*made, files, left())).await;
-                }
-                Err(error.status)
-            }
-        }
+        self.kept.request(endpoint, message, files, is_first, until).await
     }
 
     /// Closes a connection at an endpoint, which may have been started again, or be gone.
@@ -130,13 +104,11 @@ impl NextHops {
         files: &[Arc<OwnedFd>],
         until: Instant,
     ) -> Result<(), Status> {
-        let left = || until.saturating_duration_since(Instant::now());
-        if self.is_good(next) {
-            return Box::pin(next.close(below, files, left())).await;
+        if self.kept.is_good(next) {
+            return Box::pin(next.close(below, files, until.saturating_duration_since(Instant::now()))).await;
         }
         let Ok(found) = Box::pin(self.find(endpoint)).await else { return Ok(()) };
-        let next = Box::pin(self.dial(&found)).await?;
-        Box::pin(next.close(below, files, left())).await
+        Box::pin(self.kept.close(&found, below, files, until)).await
     }
 
     /// Closes a connection that only its endpoint may still know.
@@ -146,13 +118,7 @@ impl NextHops {
             return Ok(());
         }
         let Ok(found) = Box::pin(self.find(name)).await else { return Ok(()) };
-        let next = Box::pin(self.dial(&found)).await?;
-        Box::pin(next.close(connection, &[], until.saturating_duration_since(Instant::now()))).await
-    }
-
-    async fn dial(&self, endpoint: &FoundEndpoint) -> Result<NextHop, Status> {
-        let address = endpoint.address().map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(NextHop::new(Channel::dial(&address, &self.identity.current(), &self.options).await?))
+        Box::pin(self.kept.close(&found, connection, &[], until)).await
     }
 }
 

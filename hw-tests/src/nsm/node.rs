@@ -182,6 +182,15 @@ impl MeshNode {
         Ok(fs::read_dir(&directory).with_context(|| format!("read {directory}"))?.count())
     }
 
+    /// How many of them are sockets.
+    pub fn open_sockets(&self, name: &str) -> Result<usize> {
+        let directory = format!("/proc/{}/fd", self.process(name)?.id());
+        let files = fs::read_dir(&directory).with_context(|| format!("read {directory}"))?;
+        // One that was closed meanwhile is none.
+        let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        Ok(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count())
+    }
+
     /// Kilobytes of memory that a process has.
     pub fn resident(&self, name: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.process(name)?.id());

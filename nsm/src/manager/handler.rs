@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::identity::IdentitySource;
 use crate::monitor::Follower;
@@ -16,14 +16,15 @@ use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::registry::NetworkServiceEndpoint;
 use crate::registry::select::forwarders;
 use crate::registry::{FORWARDER_SERVICE, FoundEndpoint, LocalRegistry};
-use crate::service::{Call, Handler, MechanismFiles, NextHop};
-use crate::transport::{Connection as Channel, DialOptions, Peer};
+use crate::service::{Call, Handler, KeptHops, MechanismFiles, NextHop};
+use crate::transport::{DialOptions, Peer};
 
 /// Sends each connection through a forwarder of its node, which finds the endpoint.
 pub struct Manager {
     registry: LocalRegistry,
-    identity: IdentitySource,
-    options: DialOptions,
+    forwarders: KeptHops,
+    /// How long a forwarder that is left has to close what it had.
+    leaving: Duration,
     /// By the ids of their connections.
     hops: Mutex<BTreeMap<String, Hop>>,
     /// Since when forwarders can register.
@@ -48,7 +49,9 @@ impl Drop for Hop {
 impl Manager {
     /// Of the forwarders in this registry, called as this identity.
     pub fn new(registry: LocalRegistry, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { registry, identity, options, hops: Mutex::default(), started: Instant::now() }
+        let leaving = options.timeout;
+        let forwarders = KeptHops::new(identity, options);
+        Self { registry, forwarders, leaving, hops: Mutex::default(), started: Instant::now() }
     }
 
     /// The forwarders that a connection may go through, the one that it goes through first.
@@ -66,46 +69,6 @@ impl Manager {
         let is_last = |found: &FoundEndpoint| found.endpoint.name == last;
         let (same, others): (Vec<_>, Vec<_>) = all.into_iter().filter(is_fitting).partition(is_last);
         Ok(same.into_iter().chain(others).collect())
-    }
-
-    /// The connection to a forwarder of last time, unless it has ended or is of an older identity.
-    fn kept_hop(&self, id: &str, forwarder: &FoundEndpoint) -> Option<NextHop> {
-        let hops = self.hops();
-        let next = &hops.get(id).filter(|hop| hop.forwarder == forwarder.endpoint.name)?.next;
-        let connection = next.connection();
-        connection.is_fresh(&self.identity.current()).then(|| next.clone())
-    }
-
-    /// Calls a forwarder over the connection of last time, or a new one. The old one shows an old certificate when the forwarder has a
-    /// new one, with which its tokens for others are signed: what is denied there is asked for again over a new one.
-    /// What a first call has made though its answer is not believed is closed again.
-    async fn call(
-        &self,
-        forwarder: &FoundEndpoint,
-        message: NetworkServiceRequest,
-        files: &[Arc<OwnedFd>],
-        is_first: bool,
-        until: Instant,
-    ) -> Result<(NextHop, Connection), Status> {
-        let left = || until.saturating_duration_since(Instant::now());
-        let id = message.connection.as_ref().map_or("", |connection| &connection.id);
-        if let Some(next) = self.kept_hop(id, forwarder) {
-            match next.request(message.clone(), files, left()).await {
-                Err(error) if error.status.code() == Code::PermissionDenied => {}
-                asked => return Ok((next, asked?)),
-            }
-        }
-        let next = self.dial(forwarder).await?;
-        match next.request(message, files, left()).await {
-            Ok(answer) => Ok((next, answer)),
-            Err(error) => {
-                if let Some(made) = error.made.filter(|_| is_first) {
-                    // It says no more than the error does.
-                    let _ = next.close(*made, files, left()).await;
-                }
-                Err(error.status)
-            }
-        }
     }
 
     /// The forwarder of this name. Those of before a manager's start register again soon.
@@ -139,7 +102,7 @@ impl Manager {
         let patience = until.min(Instant::now() + REGISTERING);
         loop {
             let Some(forwarder) = self.forwarder(name, until).await else { return Ok(()) };
-            match self.dial(&forwarder).await {
+            match self.forwarders.get(&forwarder).await {
                 Ok(next) => {
                     return next.close(connection, files, until.saturating_duration_since(Instant::now())).await;
                 }
@@ -148,11 +111,6 @@ impl Manager {
                 Err(_) => sleep(REGISTERING_POLL).await,
             }
         }
-    }
-
-    async fn dial(&self, forwarder: &FoundEndpoint) -> Result<NextHop, Status> {
-        let address = forwarder.address().map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(NextHop::new(Channel::dial(&address, &self.identity.current(), &self.options).await?))
     }
 
     /// Asks one forwarder, and watches the connection there from then on.
@@ -172,14 +130,16 @@ impl Manager {
             // What another forwarder has made is nothing to this one.
             connection.mechanism = None;
         }
-        let (next, answer) = self.call(forwarder, message, &files.all(), call.known.is_none(), until).await?;
-        let before = self.follow(forwarder, next, files.all(), &answer, call);
+        let files = files.all();
+        let asking = self.forwarders.request(forwarder, message, &files, call.known.is_none(), until);
+        let (next, answer) = Box::pin(asking).await?;
+        let before = self.follow(forwarder, next, files, &answer, call);
         if let (Some(before), Some(known)) = (before, &call.known)
             && before.forwarder != forwarder.endpoint.name
         {
             tracing::info!(id = answer.id, from = before.forwarder, to = forwarder.endpoint.name, "another forwarder");
             // It may be gone: then it has nothing to be closed.
-            let _ = before.next.close(Connection::clone(known), &before.files, self.options.timeout).await;
+            let _ = before.next.close(Connection::clone(known), &before.files, self.leaving).await;
         }
         Ok(answer)
     }

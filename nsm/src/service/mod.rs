@@ -1,10 +1,11 @@
 //! Serving connections and asking for them: what a manager, a forwarder and an endpoint have in common.
 //!
 //! - [`ConnectionServer`]: who calls, is it allowed, whose turn is it, how long does it live; [`Handler`], [`Call`]: what is behind it
-//! - [`NextHop`]: calling the next process; [`MechanismFiles`]: the namespaces that mechanisms name
+//! - [`NextHop`]: calling the next process; [`KeptHops`]: over connections that are kept; [`MechanismFiles`]: the namespaces that mechanisms name
 //! - [`check_request`], [`check_connection`]: how large a connection may be
 
 mod handler;
+mod kept_hops;
 mod limits;
 mod mechanism_files;
 mod next_hop;
@@ -15,6 +16,7 @@ mod table;
 mod tests;
 
 pub use handler::{Answered, Call, Handler};
+pub use kept_hops::KeptHops;
 pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
 pub use next_hop::{NextHop, NotMade};

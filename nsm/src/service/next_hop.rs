@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tonic::{Request, Status};
 
@@ -16,17 +17,27 @@ use crate::transport::{Calls, Connection as Channel, ran_out};
 
 /// The next process, over one connection to it.
 #[derive(Clone)]
-pub struct NextHop(Channel);
+pub struct NextHop {
+    connection: Channel,
+    /// Its place among those that share the connection.
+    _share: Option<Arc<OwnedSemaphorePermit>>,
+}
 
 impl NextHop {
     /// Over this connection, which goes on as long as the mesh's connection does: its end says that the process is gone.
     pub fn new(connection: Channel) -> Self {
-        Self(connection)
+        Self { connection, _share: None }
+    }
+
+    /// Over a connection that others go over too; `None`: as many do as may.
+    pub(super) fn shared(connection: &Channel) -> Option<Self> {
+        let share = Some(Arc::new(connection.share()?));
+        Some(Self { connection: connection.clone(), _share: share })
     }
 
     /// Who is called.
     pub fn connection(&self) -> &Channel {
-        &self.0
+        &self.connection
     }
 
     /// Asks for a connection, whose id and index are ours, with the files that it names. The answer has the same id and index, and
@@ -51,7 +62,7 @@ impl NextHop {
 
     fn check(&self, answer: &Connection, id: &str, own: usize) -> Result<(), Status> {
         check_connection(answer)?;
-        let callee = self.0.peer().certificate();
+        let callee = self.connection.peer().certificate();
         if answer.id != id || index(answer) != own {
             return Err(Status::internal(format!("{} has answered for another connection than {id}", callee.id())));
         }
@@ -67,13 +78,13 @@ impl NextHop {
 
     fn pass(&self, files: &[Arc<OwnedFd>]) -> Result<(), Status> {
         // Over TCP nothing is passed, and what is named stays where it is.
-        let Some(passed) = self.0.peer().files() else { return Ok(()) };
+        let Some(passed) = self.connection.peer().files() else { return Ok(()) };
         let cannot = |error| Status::unavailable(format!("cannot pass a file with the call: {error}"));
         files.iter().try_for_each(|file| passed.send(Arc::clone(file)).map(drop).map_err(cannot))
     }
 
     fn client(&self) -> NetworkServiceClient<Calls> {
-        NetworkServiceClient::new(self.0.calls()).max_decoding_message_size(MESSAGE_MAX)
+        NetworkServiceClient::new(self.connection.calls()).max_decoding_message_size(MESSAGE_MAX)
     }
 }
 

@@ -9,8 +9,8 @@ use ferrule_ffi::unix::{Kind, UnixSocket};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -32,6 +32,9 @@ pub struct Connection {
     peer: Peer,
     ended: watch::Receiver<()>,
     fresh_until: SystemTime,
+    since: Instant,
+    /// Places for those who share it.
+    shares: Arc<Semaphore>,
 }
 
 /// What clients of services are made with: each call carries a token.
@@ -111,6 +114,16 @@ impl Connection {
         Arc::ptr_eq(self.peer.certificate(), other.peer.certificate())
     }
 
+    /// When it was made.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// A place among those who share it, each with calls that last; `None`: all are taken.
+    pub(crate) fn share(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.shares).try_acquire_owned().ok()
+    }
+
     /// Whether it is over.
     pub fn has_ended(&self) -> bool {
         self.ended.has_changed().is_err()
@@ -138,7 +151,8 @@ async fn connect(
     let fresh_until = now + peer.certificate().not_after().duration_since(now).unwrap_or_default() / 2;
     let tokens = TokenHeaders::new(Arc::clone(peer.svid()), Arc::clone(peer.certificate()), options.token_lifetime);
     let calls = InterceptedService::new(channel(stream).await?, tokens);
-    Ok(Connection { calls, peer, ended, fresh_until })
+    let (since, shares) = (Instant::now(), Arc::new(Semaphore::new(SHARES)));
+    Ok(Connection { calls, peer, ended, fresh_until, since, shares })
 }
 
 /// A channel over this stream and no other.
@@ -181,4 +195,7 @@ pub(crate) fn ran_out(status: Status) -> Status {
 const AUTHORITY: &str = "localhost";
 /// A registration's answer has three tokens in a header, of long SPIFFE IDs perhaps.
 const HEADERS_MAX: u32 = 64 << 10;
+/// Whoever shares a connection watches the other side over it all the time, and calls it now and then: half of the calls that a server of ours
+/// has at once over one.
+const SHARES: usize = 512;
 const BUSY_RETRY: Duration = Duration::from_millis(5);

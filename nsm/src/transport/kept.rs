@@ -57,6 +57,12 @@ impl KeptConnection {
         state.current.clone().ok_or(error)
     }
 
+    /// Whether there is none, and nobody is waiting for one.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.try_lock();
+        state.is_ok_and(|state| state.current.as_ref().is_none_or(Connection::has_ended))
+    }
+
     /// The next call gets a new connection: over this one the other side has denied, with a certificate that it does not sign with any
     /// more, or has not answered.
     pub async fn renew(&self, used: &Connection) {

@@ -1,8 +1,9 @@
 //! What has to hold.
 //!
-//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `lasting`: what stays and what goes; `recovery`: who is killed and replaced
+//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `lasting`: what stays and what goes; `at_once`: many requests at once; `recovery`: who is killed and replaced
 //! - `refusals`, `by_hand`: what is refused, and leaves nothing; `shown`: what a person is shown
 
+mod at_once;
 mod by_hand;
 mod ends;
 mod kernel;
@@ -92,6 +93,8 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
     cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));
     cases.push(case("all_kinds_of_ends_are_joined", Cast::default(), plain, ends::all_pairs));
+    cases.push(case("hundred_requests_at_once", Cast::default(), plain, at_once::hundred_requests));
+    cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
     cases.push(case("two_nodes_all_kinds_of_ends_are_joined", Cast::default(), two, ends::all_pairs));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
