@@ -20,7 +20,7 @@
 //! - [`netlink`]: requests to rtnetlink, many in one system call.
 //! - [`ethtool`]: what the driver of an interface says of itself.
 //! - [`sysfs`]: device directories below any root.
-//! - [`tap`]: TAP devices with a virtio-net header.
+//! - [`tap`]: TAP devices with a virtio-net header; [`tun`]: those without Ethernet.
 //! - [`ticks`]: the CPU's own clock.
 //! - [`private_files`]: threads that share no open file with their process.
 //! - [`child`]: processes that do not outlive us.
@@ -49,5 +49,6 @@ pub mod span;
 pub mod sysfs;
 pub mod tap;
 pub mod ticks;
+pub mod tun;
 pub mod unix;
 mod userfault;

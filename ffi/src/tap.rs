@@ -25,9 +25,8 @@ impl Tap {
     /// Makes a TAP device in the network namespace of the calling thread, without offloads. A name
     /// that exists is refused with `EBUSY`, whatever kind of interface has it.
     pub fn create(name: &str) -> io::Result<Self> {
-        let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
-        let tap = Self { fd: device.into() };
-        tap.attach(name)?;
+        let tap = Self { fd: open()? };
+        attach(&tap.fd, name, FLAGS)?;
         tap.set(libc::TUNSETVNETHDRSZ, c_int::from(VNET_HEADER))?;
         tap.set(libc::TUNSETVNETLE, 1)?;
         Ok(tap)
@@ -89,13 +88,6 @@ impl Tap {
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    fn attach(&self, name: &str) -> io::Result<()> {
-        let mut request = interface_request(name)?;
-        // SAFETY: the kernel reads and writes one ifreq, which `request` is, during the call only.
-        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        check(result)
-    }
-
     fn offload(&self, flags: c_uint) -> io::Result<()> {
         // SAFETY: this request takes its flags by value; no memory is touched.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(flags)) };
@@ -139,7 +131,21 @@ impl AsFd for Tap {
     }
 }
 
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+/// A descriptor that is no interface yet, and does not block.
+pub(crate) fn open() -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+    Ok(device.into())
+}
+
+/// Makes a descriptor the other end of a new interface.
+pub(crate) fn attach(fd: &OwnedFd, name: &str, flags: c_int) -> io::Result<()> {
+    let mut request = interface_request(name, flags)?;
+    // SAFETY: the kernel reads and writes one ifreq, which `request` is, during the call only.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    check(result)
+}
+
+fn interface_request(name: &str, flags: c_int) -> io::Result<libc::ifreq> {
     // SAFETY: an ifreq is integers, byte arrays and a union of such, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // An empty name or one with a `%d` would make the kernel choose; the last byte stays NUL.
@@ -149,7 +155,7 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags = FLAGS as c_short;
+    request.ifr_ifru.ifru_flags = flags as c_short;
     Ok(request)
 }
 
@@ -215,7 +221,7 @@ mod tests {
     #[test]
     fn a_name_that_the_kernel_would_change_is_refused() {
         for name in ["", "tap%d", "sixteen-bytes-xx", "a\0b"] {
-            assert!(interface_request(name).is_err(), "{name}");
+            assert!(interface_request(name, FLAGS).is_err(), "{name}");
         }
     }
 

@@ -17,7 +17,8 @@ use tonic::Status;
 
 use super::context::Side;
 use super::interface::InterfacePlace;
-use super::vxlan::{REMOTE, VXLAN, Vxlan};
+use super::vxlan::{REMOTE, TunnelSite, VXLAN, Vxlan};
+use super::wireguard::{WIREGUARD, WireGuardPeer};
 
 /// How an end on this node is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,14 +73,22 @@ pub(super) enum Port {
     Local(EndSpec),
     /// By the kernel, as the end of this tunnel.
     Tunnel(Vxlan),
+    /// By us, as the end of a tunnel of packets to this other side.
+    Secure(WireGuardPeer),
     /// By nobody here.
     Outside,
 }
 
 impl MeshEnd {
-    /// The end that is on another node.
-    pub(super) fn remote(mechanism: Mechanism, tunnel: Vxlan) -> Self {
-        Self { kind: VXLAN, mechanism, port: Port::Tunnel(tunnel), place: None }
+    /// The end at `side` of a connection that is on another node.
+    pub(super) fn remote(side: Side, mechanism: Mechanism, site: &TunnelSite) -> Result<Self, Status> {
+        let (kind, port) = match (mechanism.r#type.as_str(), side) {
+            (WIREGUARD, Side::Client) => (WIREGUARD, Port::Secure(WireGuardPeer::answered(&mechanism, site)?)),
+            (WIREGUARD, Side::Endpoint) => (WIREGUARD, Port::Secure(WireGuardPeer::asked(&mechanism, site)?)),
+            (_, Side::Client) => (VXLAN, Port::Tunnel(Vxlan::answered(&mechanism, site)?)),
+            (_, Side::Endpoint) => (VXLAN, Port::Tunnel(Vxlan::asked(&mechanism, site)?)),
+        };
+        Ok(Self { kind, mechanism, port, place: None })
     }
 
     /// The end at `side` of a connection, whose id is ours, by a mechanism of this node with the file that it names. Blocks for a moment.
@@ -109,6 +118,7 @@ impl MeshEnd {
         let place = self.place.as_ref().map(|place| place.name.to_string());
         let place = match &self.port {
             Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
+            Port::Secure(peer) => Some(peer.address.to_string()),
             Port::Local(_) | Port::Outside => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
         };
         format!("{}/{}", self.kind, place.unwrap_or_default())
@@ -316,6 +326,11 @@ pub(super) fn beside_tunnel(payload: &str, priority: &[String]) -> Vec<Mechanism
     let kernel = std::iter::once(EndKind::Kernel.name().to_owned());
     let priority: Vec<_> = priority.iter().cloned().chain(kernel).collect();
     preferences(EndKind::Kernel, payload, &priority)
+}
+
+/// Whether a mechanism is a tunnel that carries such a payload.
+pub(super) fn is_tunnel_of(mechanism: &Mechanism, payload: &str) -> bool {
+    mechanism.r#type == if payload == IP { WIREGUARD } else { VXLAN }
 }
 
 /// What another node is asked for where nothing has to be made.

@@ -18,12 +18,14 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::context::Side;
-use super::end::{EndKind, IP, MeshEnd, beside_tunnel, noop_of_another_node, open_namespace, preferences};
+use super::end::{
+    EndKind, IP, MeshEnd, beside_tunnel, is_tunnel_of, noop_of_another_node, open_namespace, preferences,
+};
 use super::joint::{Joint, Means, wire_name};
 use super::leftovers;
 use super::making::{Made, Makings};
 use super::next_hop::{Candidates, NextHops};
-use super::vxlan::{TunnelSite, VXLAN, Vxlan};
+use super::vxlan::TunnelSite;
 use super::wish::{ClientInterface, ClientWish};
 
 /// Joins the ends of connections.
@@ -113,7 +115,7 @@ impl MeshForwarder {
         let mut connection = call.connection.clone();
         connection.network_service_endpoint_name.clone_from(&found.endpoint.name);
         connection.mechanism = same.and_then(|same| same.below.mechanism.clone());
-        let mechanism_preferences = self.preferences(found, asked, &connection.payload)?;
+        let mechanism_preferences = self.preferences(found, asked, &connection)?;
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let files = same.map_or(&[][..], |same| &same.files);
         let mut tries = 0;
@@ -138,7 +140,7 @@ impl MeshForwarder {
             if let Some(site) = self.site.filter(|_| asked.kind.is_none()) {
                 asked.renumber(&call.connection.id, &site, &self.means.vnis)?;
             } else {
-                self.means.vnis.give_back(&call.connection.id);
+                self.means.give_back(&call.connection.id);
             }
         }
     }
@@ -171,14 +173,23 @@ impl MeshForwarder {
     }
 
     /// What an endpoint of this node, or the manager of another one, is asked for.
-    fn preferences(&self, found: &FoundEndpoint, asked: &ClientWish, payload: &str) -> Result<Vec<Mechanism>, Status> {
+    fn preferences(
+        &self,
+        found: &FoundEndpoint,
+        asked: &ClientWish,
+        connection: &Connection,
+    ) -> Result<Vec<Mechanism>, Status> {
+        let payload = connection.payload.as_str();
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
             (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
             (Address::Unix(_), None, _) => Ok(beside_tunnel(payload, &self.priority)),
             (Address::Tcp(_), Some(EndKind::Noop), _) => Ok(noop_of_another_node()),
+            (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) if payload == IP => {
+                Ok(vec![self.means.wireguards.preference(&connection.id, site)?])
+            }
             (Address::Tcp(_), Some(_), Some(_)) if payload == IP => Err(Status::unimplemented(
-                "the endpoint is on another node, and the payload is IP: this forwarder has VXLAN only, which carries Ethernet frames",
+                "the endpoint is on another node, and the payload is IP: this forwarder has that for KERNEL only",
             )),
             (Address::Tcp(_), Some(_), Some(site)) => Ok(vec![site.preference()]),
             (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
@@ -210,17 +221,11 @@ impl MeshForwarder {
         let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
             let client = match site.filter(|_| is_tunnel) {
-                Some(site) => {
-                    let tunnel = Vxlan::answered(&mechanism, &site)?;
-                    MeshEnd::remote(mechanism, tunnel)
-                }
+                Some(site) => MeshEnd::remote(Side::Client, mechanism, &site)?,
                 None => MeshEnd::local(Side::Client, &answer, &mechanism, file.as_ref())?,
             };
-            let endpoint = match site.filter(|_| theirs.r#type == VXLAN) {
-                Some(site) => {
-                    let tunnel = Vxlan::asked(&theirs, &site)?;
-                    MeshEnd::remote(theirs, tunnel)
-                }
+            let endpoint = match site.filter(|_| is_tunnel_of(&theirs, &answer.payload)) {
+                Some(site) => MeshEnd::remote(Side::Endpoint, theirs, &site)?,
                 None => MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?,
             };
             let joint = Joint::plan(&answer, [&client, &endpoint], before.as_ref(), &means)?;
@@ -275,7 +280,7 @@ impl MeshForwarder {
         let (means, joint) = (self.means.clone(), joined.joint.clone());
         let removing = spawn_blocking(move || joint.remove(&means));
         let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
-        self.means.vnis.give_back(id);
+        self.means.give_back(id);
         let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
         match (below, removed) {
             (Ok(()), done) | (done, Ok(())) => done,
@@ -323,14 +328,14 @@ impl Handler for MeshForwarder {
         let until = Instant::now() + call.limit;
         let id = call.connection.id.clone();
         wire_name(&id)?;
-        let mut asked = ClientWish::read(&call, self.site.as_ref(), &self.means.vnis).await?;
+        let mut asked = ClientWish::read(&call, self.site.as_ref(), &self.means).await?;
         asked.limit_mtu(&mut call.connection);
         if let Some(interface) = &asked.interface {
             self.make_way(&id, interface, until).await;
         }
         let made = Box::pin(self.ask_all(&mut call, &mut asked, until)).await;
         if made.is_err() && !self.joined().contains_key(&id) {
-            self.means.vnis.give_back(&id);
+            self.means.give_back(&id);
         }
         made
     }

@@ -15,6 +15,8 @@ use super::end::{IP, MeshEnd, Port, mac};
 use super::interface::{InterfacePlace, InterfaceState};
 use super::tunnel::{TunnelInterface, TunnelMark};
 use super::vxlan::{Vnis, Vxlan};
+use super::wireguard::WireGuardPeer;
+use super::wireguard_ends::{SecureTunnel, WireGuardEnds};
 use crate::wires::Wires;
 
 /// What is made for a connection.
@@ -32,7 +34,9 @@ enum Carrier {
     Wire(Box<WireSpec>),
     /// A device of the kernel, since the other end is on another node.
     Tunnel(TunnelInterface),
-    /// Such a device, and a wire to an end that is none.
+    /// An interface of ours, of packets to an end on another node.
+    Secure(SecureTunnel),
+    /// Such a device of the kernel, and a wire to an end that is none.
     Bridge(Box<TunnelBridge>),
     /// What both ends have arranged without us.
     Outside,
@@ -43,6 +47,15 @@ enum Carrier {
 pub(super) struct Means {
     pub(super) wires: Arc<Wires>,
     pub(super) vnis: Arc<Vnis>,
+    pub(super) wireguards: Arc<WireGuardEnds>,
+}
+
+impl Means {
+    /// A connection is there no more.
+    pub(super) fn give_back(&self, id: &str) {
+        self.vnis.give_back(id);
+        self.wireguards.give_back(id);
+    }
 }
 
 impl Joint {
@@ -59,9 +72,13 @@ impl Joint {
         let mut interfaces = Vec::new();
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
             let Some(place) = &end.place else { continue };
-            let peer = (connection.payload == IP).then(|| mac(other, connection)).transpose()?;
+            let has_ethernet = !matches!(carrier, Carrier::Secure(_));
+            let peer = (connection.payload == IP && has_ethernet).then(|| mac(other, connection)).transpose()?;
             let state = interface_state(&context, side, peer);
-            let state = state.map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let mut state = state.map_err(|error| Status::invalid_argument(error.to_string()))?;
+            if !has_ethernet {
+                state.neighbours.clear();
+            }
             interfaces.push((place.clone(), state));
         }
         Ok(Self { carrier, interfaces })
@@ -133,7 +150,7 @@ impl Joint {
             [("server_interface", client.label()), ("client_interface", endpoint.label())]
                 .map(|(key, value)| (key.to_owned(), value))
                 .into();
-        if let Some(directions) = self.carrier.directions(&means.wires) {
+        if let Some(directions) = self.carrier.directions(means) {
             metrics.extend(counters(&directions));
         }
         metrics
@@ -179,14 +196,24 @@ impl Carrier {
             let (mac, mark) = (Some(mac(side, connection)?), TunnelMark::new(owner, &connection.id));
             Ok::<_, Status>(Self::Tunnel(TunnelInterface { place, vxlan, mark, mac, mtu: mtu(connection) }))
         };
+        let secure = |end: &MeshEnd, peer: WireGuardPeer| {
+            let place = end.place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
+            let mtu = mtu(connection).ok_or_else(|| Status::invalid_argument("a tunnel without an MTU"))?;
+            Ok::<_, Status>(Self::Secure(SecureTunnel { connection: connection.id.clone(), place, peer, mtu }))
+        };
         match (&client.port, &endpoint.port) {
             (Port::Local(a), Port::Local(b)) => Ok(Self::Wire(Box::new(wire([a.clone(), b.clone()])?))),
             (Port::Local(EndSpec::Kernel(_)), Port::Tunnel(vxlan)) => tunnel(Side::Client, client, *vxlan),
             (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(_))) => tunnel(Side::Endpoint, endpoint, *vxlan),
             (Port::Local(end), Port::Tunnel(vxlan)) => bridge(*vxlan, &|tap| [end.clone(), tap]),
             (Port::Tunnel(vxlan), Port::Local(end)) => bridge(*vxlan, &|tap| [tap, end.clone()]),
+            (Port::Local(EndSpec::Kernel(_)), Port::Secure(peer)) => secure(client, *peer),
+            (Port::Secure(peer), Port::Local(EndSpec::Kernel(_))) => secure(endpoint, *peer),
+            (Port::Secure(_), Port::Local(_)) | (Port::Local(_), Port::Secure(_)) => {
+                Err(Status::unimplemented("between nodes packets without Ethernet are for KERNEL only"))
+            }
             (Port::Outside, Port::Outside) => Ok(Self::Outside),
-            (Port::Tunnel(_), Port::Tunnel(_)) => {
+            (Port::Tunnel(_) | Port::Secure(_), Port::Tunnel(_) | Port::Secure(_)) => {
                 Err(Status::unimplemented("a tunnel does not lead into another tunnel"))
             }
             (Port::Outside, _) | (_, Port::Outside) => {
@@ -202,6 +229,7 @@ impl Carrier {
                 true
             }
             (Self::Tunnel(tunnel), Self::Tunnel(before)) => tunnel.place == before.place,
+            (Self::Secure(tunnel), Self::Secure(before)) => tunnel.place == before.place,
             _ => false,
         }
     }
@@ -229,6 +257,7 @@ impl Carrier {
         match self {
             Self::Wire(wire) => put(wire),
             Self::Tunnel(own) => tunnel(own),
+            Self::Secure(own) => own.make(&means.wireguards).map_err(|error| failed(error.to_string())),
             Self::Bridge(bridge) => {
                 let is_new = put(&bridge.wire)?;
                 tunnel(&bridge.tunnel)?;
@@ -245,6 +274,10 @@ impl Carrier {
         match self {
             Self::Wire(own) => wire(own),
             Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| internal(&error)),
+            Self::Secure(tunnel) => {
+                tunnel.remove(&means.wireguards);
+                Ok(())
+            }
             Self::Bridge(bridge) => {
                 let tunnel = bridge.tunnel.remove().map_err(|error| internal(&error));
                 let parted = bridge.part().map_err(|error| internal(&error));
@@ -255,11 +288,12 @@ impl Carrier {
     }
 
     /// What has crossed from the client to the endpoint, and back.
-    fn directions(&self, wires: &Wires) -> Option<[Traffic; 2]> {
+    fn directions(&self, Means { wires, wireguards, .. }: &Means) -> Option<[Traffic; 2]> {
         match self {
             Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
             Self::Bridge(bridge) => wires.status(&bridge.wire.name).map(|status| status.directions),
             Self::Outside => None,
+            Self::Secure(tunnel) => tunnel.traffic(wireguards),
             // Whichever side it is on: what it sends goes to the other one.
             Self::Tunnel(tunnel) => tunnel.stats().map(|stats| {
                 let sent = Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes, ..Traffic::default() };

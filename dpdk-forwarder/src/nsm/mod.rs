@@ -7,6 +7,7 @@
 //! - `handler`: one connection, from the request to its close; `wish`: what the client asks for; `next_hop`: who comes next
 //! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
+//! - `wireguard`: the same for payload IP; `secure_tunnel`: its interface and who encrypts; `wireguard_ends`: the key, the port and what runs
 //! - `bridge`: a tunnel for an end that is no interface of the kernel
 //! - `making`: what a call has made that nobody waits for any more is undone
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
@@ -34,12 +35,18 @@ mod next_hop;
 #[cfg(feature = "nsm")]
 mod rules;
 #[cfg(feature = "nsm")]
+mod secure_tunnel;
+#[cfg(feature = "nsm")]
 mod server;
 mod settings;
 #[cfg(feature = "nsm")]
 mod tunnel;
 #[cfg(feature = "nsm")]
 mod vxlan;
+#[cfg(feature = "nsm")]
+mod wireguard;
+#[cfg(feature = "nsm")]
+mod wireguard_ends;
 #[cfg(feature = "nsm")]
 mod wish;
 #[cfg(not(feature = "nsm"))]

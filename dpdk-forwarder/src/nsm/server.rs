@@ -75,7 +75,7 @@ async fn serve_as(
     };
     let site = tunnels_at.map(|address| find_site(address, settings.vxlan_port).map_err(cannot)).transpose()?;
     let may_have_leftovers = wires.interface_owner().may_have_leftovers();
-    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default() };
+    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default(), wireguards: Arc::default() };
     let handler = MeshForwarder::new(means, hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;

@@ -157,7 +157,8 @@ impl Vnis {
     }
 }
 
-fn parameter<T: std::str::FromStr>(mechanism: &Mechanism, key: &'static str) -> Result<T, Status> {
+/// What a parameter says.
+pub(super) fn parameter<T: std::str::FromStr>(mechanism: &Mechanism, key: &'static str) -> Result<T, Status> {
     let text = mechanism.parameters.get(key).map_or("", String::as_str);
     text.parse().map_err(|_| {
         let shown: String = text.chars().take(64).collect();
@@ -169,10 +170,11 @@ fn parameter<T: std::str::FromStr>(mechanism: &Mechanism, key: &'static str) -> 
 pub(super) const VXLAN: &str = "VXLAN";
 /// Of mechanisms between nodes.
 pub(super) const REMOTE: &str = "REMOTE";
-const SRC_IP: &str = "src_ip";
-const DST_IP: &str = "dst_ip";
-const SRC_PORT: &str = "src_port";
-const DST_PORT: &str = "dst_port";
+/// Where the tunnel of whoever asks begins, and that of who is asked.
+pub(super) const SRC_IP: &str = "src_ip";
+pub(super) const DST_IP: &str = "dst_ip";
+pub(super) const SRC_PORT: &str = "src_port";
+pub(super) const DST_PORT: &str = "dst_port";
 /// What an address was before a proxy between domains changed it.
 const ORIG_SRC_IP: &str = "orig_src_ip";
 const ORIG_DST_IP: &str = "orig_dst_ip";

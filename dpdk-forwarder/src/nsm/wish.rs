@@ -9,8 +9,10 @@ use ferrule_nsm::service::{Call, MechanismFiles};
 use ferrule_nsm::transport::Peer;
 use tonic::Status;
 
-use super::end::{EndKind, NAME, unsupported};
-use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis};
+use super::end::{EndKind, NAME, is_tunnel_of, unsupported};
+use super::joint::Means;
+use super::vxlan::{MTU, TunnelSite, Vnis};
+use super::wireguard::WIREGUARD;
 
 /// How a client wants its end.
 pub(super) struct ClientWish {
@@ -33,14 +35,18 @@ pub(super) struct ClientInterface {
 
 impl ClientWish {
     /// The first of what the client wants that we can have, or what the connection has already.
-    pub(super) async fn read(call: &Call, site: Option<&TunnelSite>, vnis: &Vnis) -> Result<Self, Status> {
-        let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && site.is_some();
+    pub(super) async fn read(call: &Call, site: Option<&TunnelSite>, means: &Means) -> Result<Self, Status> {
+        let is_tunnel = |mechanism: &Mechanism| is_tunnel_of(mechanism, &call.connection.payload) && site.is_some();
         let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
         let mechanism = call.connection.mechanism.as_ref();
         let mechanism =
             mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
         if let Some(site) = site.filter(|_| is_tunnel(&mechanism)) {
-            let mechanism = site.answer(&call.connection.id, &mechanism, vnis)?;
+            let id = &call.connection.id;
+            let mechanism = match mechanism.r#type.as_str() {
+                WIREGUARD => means.wireguards.answer(id, &mechanism, site)?,
+                _ => site.answer(id, &mechanism, &means.vnis)?,
+            };
             return Ok(Self { kind: None, mechanism, file: None, interface: None });
         }
         let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;

@@ -141,6 +141,11 @@ impl Mesh {
         }
     }
 
+    /// What its connections carry.
+    pub fn payload(&self) -> &'static str {
+        self.common.options.payload
+    }
+
     /// Who plays which role.
     pub fn cast(&self) -> Cast {
         self.common.cast

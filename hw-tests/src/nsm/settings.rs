@@ -28,6 +28,8 @@ pub struct MeshOptions {
     pub clients: usize,
     /// One or two.
     pub nodes: usize,
+    /// What connections carry, where a case does not say.
+    pub payload: &'static str,
 }
 
 impl Default for MeshOptions {
@@ -38,6 +40,7 @@ impl Default for MeshOptions {
             request: Duration::from_secs(15),
             clients: 1,
             nodes: 1,
+            payload: "ETHERNET",
         }
     }
 }

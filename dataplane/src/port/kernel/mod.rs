@@ -10,7 +10,7 @@
 //!
 //! In reading order:
 //! - [`spec`]: what an interface should be; `port_spec`: what is asked of it like of every end.
-//! - `tap`: an interface whose other end is a file descriptor; `device`: the same as control sees it.
+//! - `tap`: interfaces whose other end is a file descriptor; `device`: the same as control sees it.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
 //! - [`message`]: what is said to the kernel about interfaces.
@@ -35,5 +35,5 @@ mod veth;
 
 pub use error::{InterfaceId, KernelError};
 pub use owner::{InterfaceOwner, InterfaceOwnerError};
-pub use tap::TapInterface;
+pub use tap::{TapInterface, create_tun};
 pub use veth::{PairEnd, PairStatus, VethPair};

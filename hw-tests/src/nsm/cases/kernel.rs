@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{BOTH_FAMILIES, far_addresses};
 use crate::content::{CHUNK, exchange};
+use crate::netns::TestNetNs;
 use crate::nsm::mesh::{INTERFACE, Mesh};
 
 pub(super) fn both_families(mesh: &mut Mesh) -> Result<()> {
@@ -17,12 +18,7 @@ pub(super) fn both_families(mesh: &mut Mesh) -> Result<()> {
     let (near, far) = (pair.client_pod.netns(), pair.endpoint_pod.netns());
     for to in far_addresses(&pair.endpoint_pod)? {
         near.ping_all(&to, 10, size);
-        let [one, other] = near.connect(far, to.parse()?);
-        thread::scope(|scope| {
-            let there = scope.spawn(|| exchange(&one, STREAM_BYTES, 1, 2));
-            exchange(&other, STREAM_BYTES, 2, 1)?;
-            there.join().map_err(|_| anyhow::anyhow!("the client's side panicked"))?
-        })?;
+        stream(near, far, &to)?;
     }
     let wires = mesh.near().wires()?;
     let is_of_mesh = wires.contains("\"origin\": \"mesh\"") || wires.contains("\"origin\":\"mesh\"");
@@ -35,11 +31,37 @@ pub(super) fn ip_payload(mesh: &mut Mesh) -> Result<()> {
     let pair = mesh.connect(BOTH_FAMILIES, "IP")?;
     for to in far_addresses(&pair.endpoint_pod)? {
         pair.client_pod.netns().ping_all(&to, 10, 64);
+        stream(pair.client_pod.netns(), pair.endpoint_pod.netns(), &to)?;
     }
     // Nobody may have to ask for an address of a link that has none.
     let neighbours = pair.client_pod.netns().ip(&format!("neigh show dev {INTERFACE} nud permanent"));
     ensure!(neighbours.lines().count() == 2, "the client's neighbours are {neighbours}");
     pair.close()
+}
+
+/// Payload IP between nodes: a tunnel of packets.
+pub(super) fn packets(mesh: &mut Mesh) -> Result<()> {
+    let pair = mesh.connect(BOTH_FAMILIES, "IP")?;
+    let (near, far) = (pair.client_pod.netns(), pair.endpoint_pod.netns());
+    let shown = near.ip(&format!("link show {INTERFACE}"));
+    ensure!(shown.contains("mtu 1440") && shown.contains("link/none"), "the client's interface is {shown}");
+    for to in far_addresses(&pair.endpoint_pod)? {
+        // As long as the tunnel carries: IPv6 has the longer header.
+        let size = if to.contains(':') { 1440 - 48 } else { 1440 - 28 };
+        near.ping_all(&to, 10, size);
+        stream(near, far, &to)?;
+    }
+    pair.close()
+}
+
+/// Bytes both ways by TCP, each compared.
+fn stream(near: &TestNetNs, far: &TestNetNs, to: &str) -> Result<()> {
+    let [one, other] = near.connect(far, to.parse()?);
+    thread::scope(|scope| {
+        let there = scope.spawn(|| exchange(&one, STREAM_BYTES, 1, 2));
+        exchange(&other, STREAM_BYTES, 2, 1)?;
+        there.join().map_err(|_| anyhow::anyhow!("the client's side panicked"))?
+    })
 }
 
 /// What crosses in each direction.

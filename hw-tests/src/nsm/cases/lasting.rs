@@ -12,7 +12,8 @@ use crate::nsm::pod::MeshPod;
 
 pub(super) fn close_leaves_nothing(mesh: &mut Mesh) -> Result<()> {
     let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
-    mesh.far().start_endpoint(&endpoint_pod, ONE_FAMILY, "ETHERNET")?;
+    let payload = mesh.payload();
+    mesh.far().start_endpoint(&endpoint_pod, ONE_FAMILY, payload)?;
     // What a process opens once and keeps is not what this is about.
     let mut before = Vec::new();
     for round in 0..6 {
@@ -57,7 +58,7 @@ fn settled_files(mesh: &Mesh, wanted: Option<&Vec<usize>>) -> Result<Vec<usize>>
 }
 
 pub(super) fn refreshes(mesh: &mut Mesh) -> Result<()> {
-    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pair = mesh.connect(ONE_FAMILY, mesh.payload())?;
     let index = pair.client_pod.index(INTERFACE)?;
     let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
     // Tokens of 20 s are refreshed every 4 s or earlier, and certificates of 60 s are new every 30 s.

@@ -48,7 +48,7 @@ pub fn all() -> Vec<NsmCase> {
     };
     let many = MeshOptions { clients: lasting::MANY, ..plain };
     // The longest first: several run at a time.
-    let both: [(&str, &str, MeshOptions, Run); 16] = [
+    let both: [(&str, &str, MeshOptions, Run); 17] = [
         ("refreshes_and_rotations_lose_no_ping", "go_refreshes_and_rotations_lose_no_ping", short, lasting::refreshes),
         (
             "two_nodes_refreshes_and_rotations_lose_no_ping",
@@ -71,6 +71,7 @@ pub fn all() -> Vec<NsmCase> {
             recovery::interface_deleted,
         ),
         ("two_nodes_both_families", "go_two_nodes_both_families", two, kernel::both_families),
+        ("two_nodes_ip_payload", "go_two_nodes_ip_payload", two, kernel::packets),
         ("two_nodes_close_leaves_nothing", "go_two_nodes_close_leaves_nothing", two, lasting::close_leaves_nothing),
         (
             "two_nodes_near_forwarder_is_killed",
@@ -89,6 +90,16 @@ pub fn all() -> Vec<NsmCase> {
     let case = |name, cast, options, run| NsmCase { name, cast, options, run };
     let mut cases: Vec<_> =
         both.iter().map(|(name, _, options, run)| case(*name, Cast::default(), *options, *run)).collect();
+    for (name, run) in [
+        ("two_nodes_ip_payload_close_leaves_nothing", lasting::close_leaves_nothing as Run),
+        ("two_nodes_ip_payload_near_forwarder_is_killed", recovery::near_forwarder_killed),
+        ("two_nodes_ip_payload_far_forwarder_is_killed", recovery::far_forwarder_killed),
+    ] {
+        cases.push(case(name, Cast::default(), MeshOptions { payload: "IP", ..two }, run));
+    }
+    let refreshed = MeshOptions { nodes: 2, payload: "IP", ..short };
+    cases
+        .insert(2, case("two_nodes_ip_payload_refreshes_lose_no_ping", Cast::default(), refreshed, lasting::refreshes));
     cases.push(case("the_mesh_is_shown", Cast::default(), plain, shown::mesh_is_shown));
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
     cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));

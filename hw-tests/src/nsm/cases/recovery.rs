@@ -38,7 +38,7 @@ pub(super) fn far_forwarder_killed(mesh: &mut Mesh) -> Result<()> {
 }
 
 fn remote_forwarder_killed(mesh: &mut Mesh, is_far: bool) -> Result<()> {
-    let pair = mesh.connect(ONE_FAMILY, "ETHERNET")?;
+    let pair = mesh.connect(ONE_FAMILY, mesh.payload())?;
     let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
     let node = if is_far { mesh.far() } else { mesh.near() };
     node.kill("forwarder")?;
