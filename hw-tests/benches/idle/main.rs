@@ -1,17 +1,19 @@
-//! What quiet wires cost a real forwarder, and what they cost a busy wire beside them.
+//! What quiet wires cost a real forwarder, what they cost a busy wire beside them, and what DPDK costs.
 //!
-//! `cargo build --release -p dpdk-forwarder && cargo bench -p ferrule-hw-tests --bench idle [-- quiet|busy] [WIRES ...]`
+//! `cargo build --release -p dpdk-forwarder && cargo bench -p ferrule-hw-tests --bench idle [-- quiet|busy|dpdk] [WIRES ...]`
 //!
-//! Nothing passes or fails here: figures are printed, and written to `target/bench/idle.json`. Without a word both parts
+//! Nothing passes or fails here: figures are printed, and written to `target/bench/idle.json`. Without a word the first two
 //! are measured; a part that is not measured keeps the figures that the file has of it.
 //!
 //! - [`quiet`]: CPU, memory and threads of quiet wires, and how fast one wakes from its sleep;
 //! - [`busy`]: the rate of a busy wire among a thousand quiet ones by its rate alone;
+//! - [`states`]: memory, threads and start of a forwarder whose wires need no DPDK, and of one that has started it;
 //! - [`site`]: the forwarder, its wires, and our ends of them.
 
 mod busy;
 mod quiet;
 mod site;
+mod states;
 
 use std::error::Error;
 use std::fs;
@@ -32,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let counts: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let named = |part: &str| arguments.iter().any(|argument| argument == part);
-    let all = !named("quiet") && !named("busy");
+    let all = !["quiet", "busy", "dpdk"].into_iter().any(named);
 
     let file = output_file(&program)?;
     let mut figures = known(&file);
@@ -47,6 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let rows = busy::measure(&program, wires)?;
         busy::show(&rows);
         figures.insert("busy".to_owned(), rows.into());
+    }
+    if named("dpdk") {
+        let rows = states::measure(&program)?;
+        states::show(&rows);
+        figures.insert("dpdk".to_owned(), rows.into());
     }
     fs::write(&file, serde_json::to_string_pretty(&Value::from(figures))?)?;
     println!("written to {}", file.display());
