@@ -151,10 +151,18 @@ pub fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     let before = crossed()?;
     watched = Watched::start("other", "10.0.0.2");
     let began = Instant::now();
-    ip(&["link", "set", &near.interface, "down"])?;
-    ip(&["link", "set", &near.interface, "up"])?;
+    let interface = near.interface.clone();
+    let reset = thread::spawn(move || -> Result<_> {
+        ip(&["link", "set", &interface, "down"])?;
+        let down = began.elapsed();
+        ip(&["link", "set", &interface, "up"])?;
+        Ok([down, began.elapsed()])
+    });
     forwarder.until_end("w", 0, "lost")?;
     lab.time("PF down and up: its port is lost", began.elapsed());
+    let [down, up] = reset.join().expect("it does not panic")?;
+    lab.time("PF down and up: the kernel has it down", down);
+    lab.time("PF down and up: the kernel has it up", up);
     forwarder.until_up("w")?;
     lab.time("PF down and up: the wire is up", began.elapsed());
     near.restart()?;
