@@ -1,5 +1,6 @@
 //! `make lab` and `make lab-shell`: see docs/lab.md.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use ferrule_hw_tests::lab::runner::LabImage;
 use ferrule_hw_tests::lab::scenario::Scenario;
 use ferrule_hw_tests::lab::{scenarios, topology};
 use ferrule_hw_tests::need;
-use ferrule_hw_tests::vm::pieces::folder;
+use ferrule_hw_tests::vm::pieces::{folder, own_program};
 
 /// The virtual SR-IOV lab
 #[derive(Parser)]
@@ -25,6 +26,9 @@ enum Command {
     Run {
         /// Only those whose name contains one of these
         only: Vec<String>,
+        /// A `dpdk-forwarder` that is taken instead of that of this build
+        #[arg(long, value_name = "FILE")]
+        forwarder: Option<PathBuf>,
     },
     /// Open a shell inside
     Shell,
@@ -32,19 +36,23 @@ enum Command {
 
 fn main() -> Result<ExitCode> {
     let passed = match Arguments::parse().command {
-        Command::Run { only } => run(&only)?,
+        Command::Run { only, forwarder } => run(&only, forwarder)?,
         Command::Shell => shell()?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run(only: &[String]) -> Result<bool> {
+fn run(only: &[String], forwarder: Option<PathBuf>) -> Result<bool> {
     let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|part| scenario.name.contains(part));
     let wanted: Vec<_> = scenarios::ALL.iter().filter(wanted).collect();
     ensure!(!wanted.is_empty(), "no scenario has one of {only:?} in its name");
     let began = Instant::now();
     let report = match topology::pieces() {
-        Ok(pieces) => run_in(&LabImage::new(pieces, None)?, &wanted),
+        Ok(pieces) => {
+            let file = forwarder.clone().map_or_else(|| own_program("dpdk-forwarder"), Ok)?;
+            println!("{:>8}  the forwarder {}", "with", file.display());
+            run_in(&LabImage::new(pieces, None, forwarder)?, &wanted)
+        }
         Err(missing) => {
             let names = wanted.iter().map(|scenario| scenario.name);
             Report::of_none("lab", names, &format!("lacks {missing:#}"))
@@ -70,7 +78,7 @@ fn run_in(lab: &LabImage, wanted: &[&'static Scenario]) -> Report {
 fn shell() -> Result<bool> {
     let names: Vec<_> = scenarios::ALL.iter().map(|scenario| format!("    {}\n", scenario.name)).collect();
     let greeting = GREETING.to_owned() + &names.concat();
-    Ok(LabImage::new(topology::pieces()?, Some(greeting))?.shell()?.success())
+    Ok(LabImage::new(topology::pieces()?, Some(greeting), None)?.shell()?.success())
 }
 
 const GREETING: &str = "

@@ -27,10 +27,14 @@ pub struct Forwarder {
 impl Forwarder {
     /// Starts one with these wires: entries of a wires file.
     pub fn start(lab: &Lab, wires: &[String]) -> Result<Self> {
+        Self::start_by(Command::new("dpdk-forwarder"), lab, wires)
+    }
+
+    /// The same, by a command that ends with its program and takes its arguments.
+    pub fn start_by(mut command: Command, lab: &Lab, wires: &[String]) -> Result<Self> {
         let (file, admin) = (lab.state().join("wires.yaml"), lab.state().join("admin.sock"));
         let manager = ManagerOptions::default().socket(lab);
         fs::write(&file, text(&manager, wires)).context("write the wires file")?;
-        let mut command = Command::new("dpdk-forwarder");
         command.arg("--config").arg(&file).arg("--socket").arg(&admin);
         let mut process = Process::start(&mut command);
         wait_until("the forwarder serves", || process.output().contains("admin API on ") || process.ended().is_some())?;
@@ -49,6 +53,16 @@ impl Forwarder {
         let mut client = self.client.clone();
         let list = self.runtime.block_on(client.list_wires(ListWiresRequest::default()))?.into_inner();
         list.wires.into_iter().find(|wire| wire.name == name).with_context(|| format!("no wire {name}"))
+    }
+
+    /// How many frames crossed a wire, both ways.
+    pub fn frames(&self, name: &str) -> Result<u64> {
+        Ok(self.wire(name)?.directions.iter().map(|traffic| traffic.frames).sum())
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Waits until frames can cross a wire; returns how long that took.

@@ -1,6 +1,7 @@
 //! Boots the lab and runs scenarios in it, on two machines at a time. A machine serves one scenario after the other
 //! until one of them needs a fresh one.
 
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -11,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use super::report::{Line, Report, Verdict};
 use super::scenario::{Figure, SKIPPED, Scenario};
-use super::topology::{self, Cards};
+use super::topology::{self, Clock, Kind};
 use crate::vm::machine::{Machine, MachineOptions, make_disk};
 use crate::vm::pieces::Pieces;
 use crate::vm::protocol::End;
@@ -24,17 +25,18 @@ pub struct LabImage {
 }
 
 impl LabImage {
-    /// Makes everything ready, and boots nothing yet. With a greeting there is a shell on the serial line.
-    pub fn new(pieces: Pieces, shell: Option<String>) -> Result<Self> {
-        let initramfs = topology::image(shell).build(&pieces)?;
+    /// Makes everything ready, and boots nothing yet. With a greeting there is a shell on the serial line; the forwarder may be another
+    /// one than that of this build.
+    pub fn new(pieces: Pieces, shell: Option<String>, forwarder: Option<PathBuf>) -> Result<Self> {
+        let initramfs = topology::image(shell, forwarder).build(&pieces)?;
         Ok(Self { pieces, initramfs })
     }
 
     /// Runs scenarios, the longest first; the report has them in the order given.
     pub fn run(&self, scenarios: &[&'static Scenario]) -> Report {
         let mut queue: Vec<_> = scenarios.to_vec();
-        // Taken from the end.
-        queue.sort_by_key(|scenario| (scenario.timeout, scenario.parts.len()));
+        // Taken from the end. First those with a machine of their own: it takes the place of none that has booted.
+        queue.sort_by_key(|scenario| (scenario.clock == Clock::Instructions, scenario.timeout, scenario.parts.len()));
         let queue = Mutex::new(queue);
         let report = Mutex::new(Report::new("lab", scenarios.iter().map(|scenario| scenario.name)));
         thread::scope(|scope| {
@@ -53,17 +55,17 @@ impl LabImage {
     /// Gives the terminal to a person inside, until the machine is switched off.
     pub fn shell(&self) -> Result<ExitStatus> {
         let disk = self.disk()?;
-        let mut options = self.options(&disk, Cards::InPlace);
+        let mut options = self.options(&disk, Kind::default());
         options.kernel.push("quiet".to_owned());
         let mut command = options.command(&self.pieces);
         command.args(["-chardev", "null,id=channel", "-serial", "mon:stdio"]);
         command.status().context("run QEMU")
     }
 
-    fn options(&self, disk: &NamedTempFile, cards: Cards) -> MachineOptions {
+    fn options(&self, disk: &NamedTempFile, kind: Kind) -> MachineOptions {
         let initramfs = self.initramfs.path().to_owned();
-        let qemu = topology::qemu(disk.path(), cards);
-        MachineOptions { initramfs, kernel: topology::kernel(), qemu, incoming: false }
+        let qemu = topology::qemu(disk.path(), kind);
+        MachineOptions { initramfs, kernel: topology::kernel(kind.clock), qemu, incoming: false }
     }
 
     fn disk(&self) -> Result<NamedTempFile> {
@@ -78,7 +80,7 @@ struct MachineSlot<'a> {
     lab: &'a LabImage,
     number: usize,
     disk: Option<NamedTempFile>,
-    machine: Option<Machine>,
+    machine: Option<(Kind, Machine)>,
 }
 
 impl MachineSlot<'_> {
@@ -108,8 +110,7 @@ impl MachineSlot<'_> {
     }
 
     fn run_part(&mut self, scenario: &Scenario, part: usize, line: &mut Line) -> Result<Verdict> {
-        let cards = if scenario.swapped_in == Some(part) { Cards::Swapped } else { Cards::InPlace };
-        let machine = self.machine(cards)?;
+        let machine = self.machine(scenario.machine(part))?;
         let said_before = machine.console().len();
         let began = Instant::now();
         let program = ["/bin/vm-guest", "scenario", scenario.name, &part.to_string()];
@@ -129,23 +130,24 @@ impl MachineSlot<'_> {
         }
     }
 
-    /// The machine, booted if there is none: then its cards are placed so.
-    fn machine(&mut self, cards: Cards) -> Result<&mut Machine> {
-        if self.machine.as_mut().is_none_or(Machine::has_ended) {
+    /// The machine, booted if there is none of this kind.
+    fn machine(&mut self, kind: Kind) -> Result<&mut Machine> {
+        if self.machine.as_mut().is_none_or(|(now, machine)| *now != kind || machine.has_ended()) {
             // The old one first: both would write to the disk.
             self.machine = None;
             let disk = match self.disk.take() {
                 Some(disk) => disk,
                 None => self.lab.disk()?,
             };
-            let machine = Machine::start(&self.lab.pieces, &self.lab.options(&disk, cards));
+            let machine = Machine::start(&self.lab.pieces, &self.lab.options(&disk, kind));
             self.disk = Some(disk);
             let machine = machine?;
             let took = machine.wait_until_booted()?;
             println!("{:>8}  machine {}  ({:.1} s)", "booted", self.number, took.as_secs_f64());
-            self.machine = Some(machine);
+            self.machine = Some((kind, machine));
         }
-        self.machine.as_mut().context("a machine was just booted")
+        let (_, machine) = self.machine.as_mut().context("a machine was just booted")?;
+        Ok(machine)
     }
 }
 

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::pci::{Function, pfs};
+use super::topology::{Cards, Clock, Kind};
 use crate::guest::boot::STATE;
 
 /// Something that has to hold on a real kernel, as one function that runs inside the machine.
@@ -22,6 +23,8 @@ pub struct Scenario {
     pub timeout: Duration,
     /// The part in which cards are in each other's slots.
     pub swapped_in: Option<usize>,
+    /// What the clocks of its machine go by.
+    pub clock: Clock,
 }
 
 /// It fails by an error or a panic, and is skipped by the error [`Lacks`].
@@ -30,13 +33,25 @@ pub type Part = fn(&Lab) -> Result<()>;
 impl Scenario {
     /// One that runs in one go.
     pub const fn new(name: &'static str, parts: &'static [Part]) -> Self {
-        Self { name, parts, timeout: Duration::from_secs(30), swapped_in: None }
+        Self { name, parts, timeout: Duration::from_secs(30), swapped_in: None, clock: Clock::Host }
     }
 
     /// One with a part, not its last, in which the first two cards are in each other's slots.
     #[must_use]
     pub const fn with_cards_swapped_in(self, part: usize) -> Self {
         Self { swapped_in: Some(part), ..self }
+    }
+
+    /// One in whose machine the CPU time of a thread is how many instructions it executed.
+    #[must_use]
+    pub const fn counting_instructions(self) -> Self {
+        Self { clock: Clock::Instructions, ..self }
+    }
+
+    /// The machine that a part needs.
+    pub fn machine(&self, part: usize) -> Kind {
+        let cards = if self.swapped_in == Some(part) { Cards::Swapped } else { Cards::InPlace };
+        Kind { cards, clock: self.clock }
     }
 
     /// One that may take longer.

@@ -19,8 +19,28 @@ pub enum Cards {
     Swapped,
 }
 
+/// What the clocks of a machine go by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// Those of this host.
+    #[default]
+    Host,
+    /// The instructions of its only CPU, a nanosecond each: how long something takes is how many it executed. While nothing is
+    /// executed they go by those of this host.
+    Instructions,
+}
+
+/// Which of the machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// Where its cards are.
+    pub cards: Cards,
+    /// What its clocks go by.
+    pub clock: Clock,
+}
+
 /// QEMU's arguments. The NICs are not joined: a VF reaches the other VFs of its PF.
-pub fn qemu(disk: &Path, cards: Cards) -> Vec<String> {
+pub fn qemu(disk: &Path, kind: Kind) -> Vec<String> {
     let mut arguments =
         words("-M q35,kernel-irqchip=split -smp 2,sockets=2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
     for node in 0..2 {
@@ -33,7 +53,7 @@ pub fn qemu(disk: &Path, cards: Cards) -> Vec<String> {
              -device igb,bus=port{node},netdev=net{node},mac=52:54:00:00:00:0{card}",
             bus = 0x20 * (node + 1),
             slot = node + 1,
-            card = if cards == Cards::Swapped { 2 - node } else { node + 1 },
+            card = if kind.cards == Cards::Swapped { 2 - node } else { node + 1 },
         )));
     }
     // Without ACS on their port nothing keeps functions below it apart: one IOMMU group. A NIC with ARI says which of its
@@ -49,6 +69,10 @@ pub fn qemu(disk: &Path, cards: Cards) -> Vec<String> {
     // A power cut ends QEMU and not this host: what a guest has flushed is in a file's cache, and survives. A flush down to
     // this host's disk would put that disk's moods into every figure.
     arguments.push(format!("id=disk,if=none,format=raw,cache=unsafe,file={}", disk.display()));
+    if kind.clock == Clock::Instructions {
+        // Two to the power of `shift` nanoseconds.
+        arguments.extend(words("-icount shift=0"));
+    }
     arguments
 }
 
@@ -56,8 +80,12 @@ pub fn qemu(disk: &Path, cards: Cards) -> Vec<String> {
 const ARI: &str = "x-pcie-ari-nextfn-1";
 
 /// Added to the kernel's command line. The pages are for DPDK: half a GiB of 2 MiB each.
-pub fn kernel() -> Vec<String> {
-    words("intel_iommu=on hugepages=256")
+pub fn kernel(clock: Clock) -> Vec<String> {
+    // A second CPU would count too.
+    words(if clock == Clock::Instructions { "maxcpus=1" } else { "" })
+        .into_iter()
+        .chain(words("intel_iommu=on hugepages=256"))
+        .collect()
 }
 
 /// What this machine has for it. An error says what is missing.
@@ -68,17 +96,21 @@ pub fn pieces() -> Result<Pieces> {
     Ok(pieces)
 }
 
-/// What is inside.
-pub fn image(shell: Option<String>) -> Image {
+/// What is inside; the forwarder may be another one than that of this build.
+pub fn image(shell: Option<String>, forwarder: Option<PathBuf>) -> Image {
     let modules = "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 tun veth 8021q bonding bridge macvlan \
          xsk_diag";
     // Without testpmd its scenario is skipped.
     let mut programs = testpmd().unwrap_or_default();
-    programs.extend(program("unshare").map(|unshare| (unshare, "/bin/unshare".to_owned())));
+    // busybox has less of them.
+    for name in ["unshare", "setpriv"] {
+        programs.extend(program(name).map(|file| (file, format!("/bin/{name}"))));
+    }
     Image {
         modules: modules.split(' ').collect(),
         programs,
         own: vec!["sriov-manager", "crash-manager", "device-plugin", "dpdk-forwarder", "responder", "ferrule"],
+        instead: forwarder.map(|file| ("dpdk-forwarder", file)).into_iter().collect(),
         shell,
     }
 }
@@ -91,7 +123,7 @@ fn testpmd() -> Result<Vec<(PathBuf, String)>> {
     let mut parts = vec![(testpmd, "/bin/dpdk-testpmd".to_owned()), (program("stdbuf")?, "/bin/stdbuf".to_owned())];
     parts.push((stdbuf.clone(), stdbuf.to_string_lossy().into_owned()));
     let folder = pmds().context("find DPDK's drivers")?;
-    for driver in ["mempool_ring", "net_e1000", "net_virtio"] {
+    for driver in ["mempool_ring", "net_e1000", "net_null", "net_virtio"] {
         let library = folder.join(format!("librte_{driver}.so"));
         ensure!(library.exists(), "no {}", library.display());
         // Where DPDK looks for them.

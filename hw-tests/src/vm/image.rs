@@ -1,5 +1,6 @@
 //! What every guest has inside: busybox, `ip`, `vm-guest`, kernel modules, and what its user adds.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -20,6 +21,8 @@ pub struct Image {
     pub programs: Vec<(PathBuf, String)>,
     /// Our own programs, put into `/bin`.
     pub own: Vec<&'static str>,
+    /// Files that are put there instead of those of this build.
+    pub instead: BTreeMap<&'static str, PathBuf>,
     /// A greeting, for a shell on the serial line. None: no shell.
     pub shell: Option<String>,
 }
@@ -41,7 +44,11 @@ impl Image {
     fn own_part(&self) -> Result<Initramfs> {
         let mut own = Initramfs::default();
         for name in self.own.iter().chain([&"vm-guest"]) {
-            own.program(&own_program(name)?, &format!("/bin/{name}"))?;
+            let file = match self.instead.get(name) {
+                Some(file) => file.clone(),
+                None => own_program(name)?,
+            };
+            own.program(&file, &format!("/bin/{name}"))?;
         }
         let mut inittab = INITTAB.to_owned();
         if let Some(greeting) = &self.shell {

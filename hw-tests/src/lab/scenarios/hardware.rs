@@ -84,14 +84,9 @@ pub fn dpdk(lab: &Lab) -> Result<()> {
     let mut process = testpmd::start(&[&vfs[0], &vfs[1]], &["--forward-mode=mac".to_owned(), first, second])?;
     process.type_in("start tx_first\n");
     let began = Instant::now();
-    let mut asked = 0;
     let received = loop {
         thread::sleep(Duration::from_millis(200));
-        asked += 1;
-        process.type_in("show fwd stats all\n");
-        process.wait_for_times("Accumulated forward statistics", asked);
-        process.wait_for_times("RX-total", 3 * asked);
-        let received = port_counts(&process.output());
+        let received = testpmd::received(&mut process);
         if received.iter().all(|count| *count >= FRAMES) || began.elapsed() > crate::TIMEOUT {
             break received;
         }
@@ -100,14 +95,6 @@ pub fn dpdk(lab: &Lab) -> Result<()> {
     assert!(received.iter().all(|count| *count >= FRAMES), "only so many frames crossed: {received:?}");
     testpmd::quit(process);
     Ok(())
-}
-
-/// What each port has received, from the last statistics that testpmd printed.
-fn port_counts(output: &str) -> [u64; 2] {
-    let last = output.rsplit("Forward statistics for port 0").next().unwrap_or_default();
-    let mut counts =
-        last.lines().filter_map(|line| line.split_once("RX-packets:")?.1.split_whitespace().next()?.parse().ok());
-    [counts.next().unwrap_or(0), counts.next().unwrap_or(0)]
 }
 
 pub fn write_to_disk(lab: &Lab) -> Result<()> {

@@ -3,6 +3,7 @@
 //! - `hardware`: the lab itself: what the others build upon;
 //! - `bench`: `ferrule bench` and its doctor on VFs;
 //! - `groups`: a VF in a crowded IOMMU group;
+//! - `instructions`: what a frame costs, beside testpmd;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
 //! - `node`: what happens to a node while VFs are lent;
@@ -17,6 +18,7 @@ mod crashes;
 mod groups;
 mod hardware;
 mod holders;
+mod instructions;
 mod leases;
 mod node;
 mod pods;
@@ -75,8 +77,13 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_polled_vf_goes_and_comes_back_and_no_other_wire_loses_a_frame", &[wires::goes_and_comes_back])
         .within(Duration::from_mins(6)),
     Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(6)),
+    Scenario::new("a_forwarder_with_ipc_lock_alone_in_a_root_of_its_own_polls_a_vf", &[wires::confined])
+        .within(Duration::from_mins(6)),
     Scenario::new("ferrule_bench_measures_two_vfs_and_its_doctor_looks_at_them", &[bench::two_vfs])
         .within(Duration::from_mins(6)),
+    Scenario::new("instructions_for_a_frame_are_counted_beside_testpmd", &[instructions::of_a_frame])
+        .within(Duration::from_mins(6))
+        .counting_instructions(),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])

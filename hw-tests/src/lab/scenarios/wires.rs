@@ -6,6 +6,8 @@
 //! ```
 //! A VF receives what is for its own address, so each VF of a wire has that of whoever is at the other end.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
@@ -177,6 +179,51 @@ pub fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     near.end()?;
     other.end()
 }
+
+/// The forwarder runs as a container that is not privileged would have it, with the capability that the component `vf-ends` names and its
+/// mounts. What a container lacks beside that, the right to open a device that comes later, is not a matter of this kernel's.
+pub fn confined(lab: &Lab) -> Result<()> {
+    let _manager = start_manager(lab)?;
+    let near = Network::on(lab, 0, "k")?;
+    let socket = lab.state().join("w.sock").to_string_lossy().into_owned();
+    let forwarder = Forwarder::start_by(confinement(lab), lab, &[to_memif(0, "w", &socket)])?;
+    let responder = responder(&socket);
+    forwarder.until_up("w")?;
+    let process = format!("/proc/{}", forwarder.id());
+    let status = fs::read_to_string(format!("{process}/status")).context("read what the forwarder may do")?;
+    ensure!(status.lines().any(|line| line == IPC_LOCK_ALONE), "{status}");
+    // Nothing of this machine's root but what was mounted.
+    ensure!(!Path::new(&format!("{process}/root/bin/busybox")).exists(), "the forwarder has a root of its own");
+    lab.figure("with IPC_LOCK alone: pings over a VF answered", ping("k", "10.0.0.2", 20)?, "");
+    drop((responder, forwarder));
+    near.end()
+}
+
+/// A root that may only be read, of the program, the libraries and drivers that it loads, and the manifest's mounts.
+fn confinement(lab: &Lab) -> Command {
+    let script = format!(
+        "root=/run/confined; state={state}
+         mkdir -p $root/bin $root/lib $root/lib64 $root/usr/lib $root/proc $root/sys $root/dev $root/run/dpdk $root$state
+         touch $root/bin/dpdk-forwarder $root/bin/setpriv
+         mount --bind $root $root
+         for path in bin/dpdk-forwarder bin/setpriv lib lib64 usr/lib sys; do
+             mount --bind /$path $root/$path; mount -o remount,bind,ro $root/$path
+         done
+         mount --bind /proc $root/proc; mount --bind $state $root$state
+         mount -t tmpfs tmpfs $root/run/dpdk; mount -t tmpfs tmpfs $root/dev
+         mkdir $root/dev/vfio; touch $root/dev/null
+         mount --bind /dev/vfio $root/dev/vfio; mount --bind /dev/null $root/dev/null
+         mount -o remount,bind,ro $root
+         exec chroot $root /bin/setpriv --bounding-set=-all,+ipc_lock --inh-caps=-all --no-new-privs /bin/dpdk-forwarder \"$@\"",
+        state = lab.state().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", &script, "sh"]);
+    command
+}
+
+/// Of `/proc/PID/status`.
+const IPC_LOCK_ALONE: &str = "CapEff:\t0000000000004000";
 
 /// The forwarder is killed: the lease is known, and the next one goes on with it. When the wire goes, so does the lease.
 pub fn killed(lab: &Lab) -> Result<()> {
