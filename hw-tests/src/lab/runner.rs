@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use super::report::{Line, Report, Verdict};
 use super::scenario::{Figure, SKIPPED, Scenario};
-use super::topology::{self, Clock, Kind};
+use super::topology::{self, Clock, MachineKind};
 use crate::vm::machine::{Machine, MachineOptions, make_disk};
 use crate::vm::pieces::Pieces;
 use crate::vm::protocol::End;
@@ -55,14 +55,14 @@ impl LabImage {
     /// Gives the terminal to a person inside, until the machine is switched off.
     pub fn shell(&self) -> Result<ExitStatus> {
         let disk = self.disk()?;
-        let mut options = self.options(&disk, Kind::default());
+        let mut options = self.options(&disk, MachineKind::default());
         options.kernel.push("quiet".to_owned());
         let mut command = options.command(&self.pieces);
         command.args(["-chardev", "null,id=channel", "-serial", "mon:stdio"]);
         command.status().context("run QEMU")
     }
 
-    fn options(&self, disk: &NamedTempFile, kind: Kind) -> MachineOptions {
+    fn options(&self, disk: &NamedTempFile, kind: MachineKind) -> MachineOptions {
         let initramfs = self.initramfs.path().to_owned();
         let qemu = topology::qemu(disk.path(), kind);
         MachineOptions { initramfs, kernel: topology::kernel(kind.clock), qemu, incoming: false }
@@ -80,7 +80,7 @@ struct MachineSlot<'a> {
     lab: &'a LabImage,
     number: usize,
     disk: Option<NamedTempFile>,
-    machine: Option<(Kind, Machine)>,
+    machine: Option<(MachineKind, Machine)>,
 }
 
 impl MachineSlot<'_> {
@@ -131,7 +131,7 @@ impl MachineSlot<'_> {
     }
 
     /// The machine, booted if there is none of this kind.
-    fn machine(&mut self, kind: Kind) -> Result<&mut Machine> {
+    fn machine(&mut self, kind: MachineKind) -> Result<&mut Machine> {
         if self.machine.as_mut().is_none_or(|(now, machine)| *now != kind || machine.has_ended()) {
             // The old one first: both would write to the disk.
             self.machine = None;

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::pci::{Function, pfs};
-use super::topology::{Cards, Clock, Kind};
+use super::topology::{Cards, Clock, MachineKind};
 use crate::guest::boot::STATE;
 
 /// Something that has to hold on a real kernel, as one function that runs inside the machine.
@@ -49,9 +49,9 @@ impl Scenario {
     }
 
     /// The machine that a part needs.
-    pub fn machine(&self, part: usize) -> Kind {
+    pub fn machine(&self, part: usize) -> MachineKind {
         let cards = if self.swapped_in == Some(part) { Cards::Swapped } else { Cards::InPlace };
-        Kind { cards, clock: self.clock }
+        MachineKind { cards, clock: self.clock }
     }
 
     /// One that may take longer.

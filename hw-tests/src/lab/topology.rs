@@ -32,7 +32,7 @@ pub enum Clock {
 
 /// Which of the machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kind {
+pub struct MachineKind {
     /// Where its cards are.
     pub cards: Cards,
     /// What its clocks go by.
@@ -40,7 +40,7 @@ pub struct Kind {
 }
 
 /// QEMU's arguments. The NICs are not joined: a VF reaches the other VFs of its PF.
-pub fn qemu(disk: &Path, kind: Kind) -> Vec<String> {
+pub fn qemu(disk: &Path, kind: MachineKind) -> Vec<String> {
     let mut arguments =
         words("-M q35,kernel-irqchip=split -smp 2,sockets=2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
     for node in 0..2 {
