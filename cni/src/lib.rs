@@ -1,0 +1,28 @@
+//! `ferrule-cni`: a CNI plugin that gives pods their VFs. A runtime runs it once for each thing that it asks, and it asks
+//! `sriov-manager` for the work.
+//!
+//! It is *not* a daemon, and it speaks to no API server. It writes nothing into sysfs and tells no PF anything: it moves interfaces
+//! between namespaces, and what it has to know later is in a file for each attachment.
+//!
+//! In reading order:
+//! - [`protocol`]: what a runtime and a plugin say to each other;
+//! - [`network`]: a network's configuration;
+//! - [`plugin`]: a call from beginning to end;
+//! - [`sriov`]: VFs;
+//! - [`ipam`]: addresses, which another plugin has;
+//! - [`store`]: what has to be known later;
+//! - [`interface`]: interfaces in namespaces;
+//! - [`manager`]: `sriov-manager`;
+//! - [`device_info`]: what programs in the pod are told;
+//! - [`mac`]: addresses of interfaces.
+
+pub mod device_info;
+pub mod interface;
+pub mod ipam;
+pub mod mac;
+pub mod manager;
+pub mod network;
+pub mod plugin;
+pub mod protocol;
+pub mod sriov;
+pub mod store;

@@ -1,0 +1,90 @@
+//! A call from beginning to end: what was asked is read, done by the kind of its network, and answered.
+
+use serde_json::Value;
+
+use crate::network::Network;
+use crate::protocol::{Attachment, CniError, Code, Command, Environment, Version};
+use crate::sriov;
+
+/// A call of a runtime.
+pub struct Call<'a> {
+    /// Its variables.
+    pub environment: &'a Environment,
+    /// Its network.
+    pub network: &'a Network,
+    observer: &'a dyn Fn(&str),
+}
+
+impl Call<'_> {
+    /// Something that can be seen from outside has been done. Tests end the program here.
+    pub fn step(&self, done: &str) {
+        (self.observer)(done);
+    }
+}
+
+/// What a call is answered with: what goes to standard output, and whether it was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// None: nothing is said.
+    pub document: Option<Value>,
+    /// Whether what was asked was done.
+    pub is_done: bool,
+}
+
+/// Serves a call.
+pub fn serve(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Answer {
+    serve_observed(variable, input, &|_| ())
+}
+
+/// The same, and `observer` is told of each step that can be seen from outside.
+pub fn serve_observed(variable: impl Fn(&str) -> Option<String>, input: &[u8], observer: &dyn Fn(&str)) -> Answer {
+    match answer(variable, input, observer) {
+        Ok(document) => Answer { document, is_done: true },
+        Err(error) => Answer { document: Some(error.document(asked_version(input))), is_done: false },
+    }
+}
+
+fn answer(
+    variable: impl Fn(&str) -> Option<String>,
+    input: &[u8],
+    observer: &dyn Fn(&str),
+) -> Result<Option<Value>, CniError> {
+    let environment = Environment::read(variable)?;
+    if environment.command == Command::Version {
+        return Ok(Some(Version::answer(Some(asked_version(input)))));
+    }
+    let network = Network::read(input)?;
+    let about = |error: CniError| error.about(&format!("network `{}`", network.name));
+    network.version.must_have(environment.command).map_err(about)?;
+    let call = Call { environment: &environment, network: &network, observer };
+    carry_out(&call).map_err(about)
+}
+
+fn carry_out(call: &Call<'_>) -> Result<Option<Value>, CniError> {
+    match (call.environment.command, &call.environment.attachment) {
+        (Command::Add, Some(attachment)) => {
+            let result = sriov::add(call, attachment)?;
+            Ok(Some(result.document(call.network.version)))
+        }
+        (Command::Del, Some(attachment)) => sriov::del(call, attachment).map(|()| None),
+        (Command::Check, Some(attachment)) => check(call, attachment).map(|()| None),
+        (Command::Gc, _) => sriov::gc(call).map(|()| None),
+        (Command::Status, _) => sriov::status(call).map(|()| None),
+        (Command::Add | Command::Del | Command::Check | Command::Version, _) => Ok(None),
+    }
+}
+
+fn check(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
+    if call.network.previous.is_none() {
+        let problem = "CHECK without prevResult: the runtime must tell what ADD answered";
+        return Err(CniError::new(Code::Config, problem));
+    }
+    sriov::check(call, attachment)
+}
+
+/// The release that a configuration names, for answers that are wanted whatever else it says.
+fn asked_version(input: &[u8]) -> Version {
+    let document: Option<Value> = serde_json::from_slice(input).ok();
+    let named = document.as_ref().and_then(|document| document["cniVersion"].as_str());
+    named.and_then(|version| version.parse().ok()).unwrap_or(Version::NEWEST)
+}

@@ -1,0 +1,61 @@
+//! DEL and GC: everything as it was.
+
+use super::record::{KIND, Record, VfRecord};
+use super::settle::settle;
+use crate::device_info::DeviceInfo;
+use crate::ipam::Ipam;
+use crate::plugin::Call;
+use crate::protocol::{Attachment, CniError, Command};
+use crate::store::Store;
+
+/// Detaches a container. What is not there any more is good as it is. What cannot be undone now does not keep the pod from ending: it
+/// stays recorded.
+pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
+    let store = Store::open(&call.network.places.state, KIND)?;
+    let record = store.find::<VfRecord>(attachment)?;
+    let undone = record.map(|record| undo(call, &store, &record)).transpose();
+    let released = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Del)).transpose();
+    if let Some(file) = call.network.device_info()? {
+        DeviceInfo::remove(&file)?;
+    }
+    undone.and(released).map(drop)
+}
+
+/// Undoes every attachment of the network but those that are to stay. One that fails does not stop the others.
+pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
+    let store = Store::open(&call.network.places.state, KIND)?;
+    let is_stale = |record: &Record| {
+        let is = |(container, interface): &(String, String)| {
+            *container == record.container && *interface == record.interface
+        };
+        record.network == call.network.name && !call.network.valid.iter().any(is)
+    };
+    let mut problems = Vec::new();
+    for record in store.all::<VfRecord>()?.into_iter().filter(is_stale) {
+        problems.extend(undo(call, &store, &record).err());
+    }
+    let ipam = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
+    problems.extend(ipam.err());
+    let mut problems = problems.into_iter();
+    let Some(first) = problems.next() else { return Ok(()) };
+    let message = problems.fold(first.message, |all, next| format!("{all}; {next}"));
+    Err(CniError { message, ..first })
+}
+
+fn undo(call: &Call<'_>, store: &Store, record: &Record) -> Result<(), CniError> {
+    let device = &record.what.device;
+    let about = |error: CniError| error.about(&format!("device {device}"));
+    let _lock = store.lock(device).map_err(about)?;
+    // Somebody may have undone it while the lock was waited for, and done it anew.
+    let now = store.all::<VfRecord>()?.into_iter().any(|other| other == *record);
+    if !now {
+        return Ok(());
+    }
+    match settle(call, record).map_err(about)? {
+        None => store.remove(record),
+        Some(owed) => {
+            eprintln!("device {device}: left for the next command about it: {owed}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! VFs for pods: what a network says of one, its lease, its interface.
+//!
+//! - [`VfConfig`]: the keys of a network;
+//! - [`record`]: what has to be known later;
+//! - [`add`], [`del`], [`check`], [`status`], [`gc`]: the commands;
+//! - `settle`: the way back, of all of them.
+
+mod add;
+mod attributes;
+mod check;
+mod config;
+mod del;
+pub mod record;
+mod settle;
+mod tree;
+
+pub use add::add;
+pub use attributes::{Attributes, Rate, Vlan};
+pub use check::{check, status};
+pub use config::VfConfig;
+pub use del::{del, gc};
