@@ -7,7 +7,7 @@
 //! In reading order:
 //! - [`protocol`]: what a runtime and a plugin say to each other;
 //! - [`network`]: a network's configuration;
-//! - [`plugin`]: a call from beginning to end;
+//! - [`plugin`]: a call from beginning to end; [`call`]: what it is about;
 //! - [`sriov`]: VFs;
 //! - [`ipam`]: addresses, which another plugin has;
 //! - [`store`]: what has to be known later;
@@ -16,6 +16,7 @@
 //! - [`device_info`]: what programs in the pod are told;
 //! - [`mac`]: addresses of interfaces.
 
+pub mod call;
 pub mod device_info;
 pub mod interface;
 pub mod ipam;

@@ -2,25 +2,10 @@
 
 use serde_json::Value;
 
+use crate::call::Call;
 use crate::network::Network;
 use crate::protocol::{Attachment, CniError, Code, Command, Environment, Version};
 use crate::sriov;
-
-/// A call of a runtime.
-pub struct Call<'a> {
-    /// Its variables.
-    pub environment: &'a Environment,
-    /// Its network.
-    pub network: &'a Network,
-    observer: &'a dyn Fn(&str),
-}
-
-impl Call<'_> {
-    /// Something that can be seen from outside has been done. Tests end the program here.
-    pub fn step(&self, done: &str) {
-        (self.observer)(done);
-    }
-}
 
 /// What a call is answered with: what goes to standard output, and whether it was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +25,7 @@ pub fn serve(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Answer 
 pub fn serve_observed(variable: impl Fn(&str) -> Option<String>, input: &[u8], observer: &dyn Fn(&str)) -> Answer {
     match answer(variable, input, observer) {
         Ok(document) => Answer { document, is_done: true },
-        Err(error) => Answer { document: Some(error.document(asked_version(input))), is_done: false },
+        Err(error) => Answer { document: Some(error.document(asked_version(input).word())), is_done: false },
     }
 }
 
@@ -56,7 +41,7 @@ fn answer(
     let network = Network::read(input)?;
     let about = |error: CniError| error.about(&format!("network `{}`", network.name));
     network.version.must_have(environment.command).map_err(about)?;
-    let call = Call { environment: &environment, network: &network, observer };
+    let call = Call::new(&environment, &network, observer);
     carry_out(&call).map_err(about)
 }
 

@@ -3,8 +3,6 @@
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::Version;
-
 /// Why a command failed. It ends in one line of `kubectl describe pod`.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{message}")]
@@ -64,10 +62,10 @@ impl CniError {
         Self { message: format!("{what}: {}", self.message), ..self }
     }
 
-    /// As the runtime reads it from standard output.
-    pub fn document(&self, version: Version) -> Value {
+    /// As the runtime reads it from standard output, in its release.
+    pub fn document(&self, version: &str) -> Value {
         let lines: Vec<_> = self.message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        json!({ "cniVersion": version.word(), "code": self.code.number(), "msg": lines.join("; ") })
+        json!({ "cniVersion": version, "code": self.code.number(), "msg": lines.join("; ") })
     }
 }
 
@@ -97,7 +95,7 @@ mod tests {
     #[test]
     fn what_a_runtime_reads_has_one_line() {
         let error = CniError::failed("write", "first\n  second\n").about("network `net`");
-        let document = error.document(Version::V1_0_0);
+        let document = error.document("1.0.0");
         assert_eq!(document["msg"], "network `net`: write: first; second");
         assert_eq!((&document["code"], &document["cniVersion"]), (&json!(5), &json!("1.0.0")));
     }

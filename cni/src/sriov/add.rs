@@ -2,15 +2,15 @@
 
 use sriov_manager_client::v1;
 
-use super::record::{InterfaceRecord, KIND, LeaseRecord, Record, VfRecord};
+use super::record::{InterfaceRecord, KIND, LeaseRecord, VfAttachment, VfRecord};
 use super::settle::{again, settle};
 use super::tree::{at_home, driver, in_pod, is_for_programs};
 use super::{Attributes, VfConfig};
+use crate::call::Call;
 use crate::device_info::DeviceInfo;
 use crate::interface::{Addressing, Link, Namespace, set_up};
 use crate::ipam::Ipam;
 use crate::manager::Manager;
-use crate::plugin::Call;
 use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Interface};
 use crate::store::{self, Store};
 
@@ -49,7 +49,7 @@ struct Adding<'a> {
     attachment: &'a Attachment,
     config: &'a VfConfig,
     /// Once there is something to undo.
-    record: Option<Record>,
+    record: Option<VfAttachment>,
 }
 
 impl Adding<'_> {
@@ -62,7 +62,7 @@ impl Adding<'_> {
         let (request, lease) = self.lease(&vf)?;
         let what = VfRecord { device: device.clone(), lease, interface: None };
         let boot = store::boot(&places.root);
-        let record = Record::new(&self.call.network.name, self.attachment, boot, what);
+        let record = VfAttachment::new(&self.call.network.name, self.attachment, boot, what);
         self.write(record.clone())?;
         self.call.step("what the lease is to be is recorded");
         if record.what.lease.is_own || record.what.lease.asked != record.what.lease.before {
@@ -120,7 +120,7 @@ impl Adding<'_> {
     }
 
     /// The VF's interface, in the container and under its name there.
-    fn move_in(&mut self, pod: &mut Namespace, record: Record, driver: &str) -> Result<Link, CniError> {
+    fn move_in(&mut self, pod: &mut Namespace, record: VfAttachment, driver: &str) -> Result<Link, CniError> {
         let (root, device) = (&self.call.network.places.root, &self.config.device);
         let mut host = Namespace::host()?;
         let link = at_home(root, device, &mut host)?.ok_or_else(|| {
@@ -135,7 +135,7 @@ impl Adding<'_> {
             pod_mac: self.config.mac.or(link.mac),
         };
         let what = VfRecord { interface: Some(was), ..record.what };
-        self.write(Record { what, ..record })?;
+        self.write(VfAttachment { what, ..record })?;
         self.call.step("how the interface was is recorded");
         host.move_to(&link, pod, &self.attachment.interface)?;
         self.call.step("the interface is in the container");
@@ -156,7 +156,7 @@ impl Adding<'_> {
         }
     }
 
-    fn write(&mut self, record: Record) -> Result<(), CniError> {
+    fn write(&mut self, record: VfAttachment) -> Result<(), CniError> {
         self.store.write(&record)?;
         self.record = Some(record);
         Ok(())
@@ -167,7 +167,7 @@ impl Adding<'_> {
 /// went without a DEL.
 fn settle_earlier(call: &Call<'_>, store: &Store, attachment: &Attachment, device: &str) -> Result<(), CniError> {
     for record in store.all::<VfRecord>()?.into_iter().filter(|record| record.what.device == device) {
-        let has_it = |record: &Record| -> Result<bool, CniError> {
+        let has_it = |record: &VfAttachment| -> Result<bool, CniError> {
             let Ok(mut pod) = Namespace::open(&record.netns) else { return Ok(false) };
             let mac = record.what.interface.as_ref().and_then(|interface| interface.pod_mac);
             Ok(record.what.interface.is_some() && in_pod(&mut pod, device, &record.interface, mac)?.is_some())
@@ -189,7 +189,7 @@ fn settle_earlier(call: &Call<'_>, store: &Store, attachment: &Attachment, devic
 }
 
 /// Undoes what a record says, and removes it.
-fn forget(call: &Call<'_>, store: &Store, record: &Record) -> Result<(), CniError> {
+fn forget(call: &Call<'_>, store: &Store, record: &VfAttachment) -> Result<(), CniError> {
     match settle(call, record)? {
         None => store.remove(record),
         Some(owed) => {

@@ -3,10 +3,10 @@
 use super::record::{KIND, VfRecord};
 use super::tree::in_pod;
 use super::{Attributes, VfConfig};
+use crate::call::Call;
 use crate::interface::Namespace;
 use crate::ipam::Ipam;
 use crate::manager::Manager;
-use crate::plugin::Call;
 use crate::protocol::{Attachment, CniError, Code, Command};
 use crate::store::Store;
 

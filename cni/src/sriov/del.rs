@@ -1,10 +1,10 @@
 //! DEL and GC: everything as it was.
 
-use super::record::{KIND, Record, VfRecord};
+use super::record::{KIND, VfAttachment, VfRecord};
 use super::settle::settle;
+use crate::call::Call;
 use crate::device_info::DeviceInfo;
 use crate::ipam::Ipam;
-use crate::plugin::Call;
 use crate::protocol::{Attachment, CniError, Command};
 use crate::store::Store;
 
@@ -24,7 +24,7 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 /// Undoes every attachment of the network but those that are to stay. One that fails does not stop the others.
 pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
     let store = Store::open(&call.network.places.state, KIND)?;
-    let is_stale = |record: &Record| {
+    let is_stale = |record: &VfAttachment| {
         let is = |(container, interface): &(String, String)| {
             *container == record.container && *interface == record.interface
         };
@@ -42,7 +42,7 @@ pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
     Err(CniError { message, ..first })
 }
 
-fn undo(call: &Call<'_>, store: &Store, record: &Record) -> Result<(), CniError> {
+fn undo(call: &Call<'_>, store: &Store, record: &VfAttachment) -> Result<(), CniError> {
     let device = &record.what.device;
     let about = |error: CniError| error.about(&format!("device {device}"));
     let _lock = store.lock(device).map_err(about)?;

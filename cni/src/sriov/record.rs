@@ -48,7 +48,7 @@ pub struct InterfaceRecord {
 }
 
 /// The record of an attachment with a VF.
-pub type Record = store::Record<VfRecord>;
+pub type VfAttachment = store::Record<VfRecord>;
 
 /// Of the records' folder, and of a lock of a VF.
 pub const KIND: &str = "vf";

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use sriov_manager_client::v1;
 
 use super::Attributes;
-use super::record::{InterfaceRecord, LeaseRecord, Record};
+use super::record::{InterfaceRecord, LeaseRecord, VfAttachment};
 use super::tree::{at_home, driver, in_pod, is_for_programs, is_there};
+use crate::call::Call;
 use crate::interface::{Link, Namespace};
 use crate::manager::{Manager, ManagerError};
 use crate::network::Places;
-use crate::plugin::Call;
 use crate::protocol::CniError;
 use crate::store;
 
@@ -20,7 +20,7 @@ use crate::store;
 pub(super) type Owed = Option<String>;
 
 /// Undoes what a record says.
-pub(super) fn settle(call: &Call<'_>, record: &Record) -> Result<Owed, CniError> {
+pub(super) fn settle(call: &Call<'_>, record: &VfAttachment) -> Result<Owed, CniError> {
     let places = &call.network.places;
     if let Some(interface) = &record.what.interface {
         if let Some(owed) = bring_home(places, record, interface)? {
@@ -34,7 +34,7 @@ pub(super) fn settle(call: &Call<'_>, record: &Record) -> Result<Owed, CniError>
 }
 
 /// The interface is on the host, as it was.
-fn bring_home(places: &Places, record: &Record, was: &InterfaceRecord) -> Result<Owed, CniError> {
+fn bring_home(places: &Places, record: &VfAttachment, was: &InterfaceRecord) -> Result<Owed, CniError> {
     let device = &record.what.device;
     let mut host = Namespace::host()?;
     let is_of_this_boot = record.boot == store::boot(&places.root);
@@ -94,7 +94,7 @@ fn restore(host: &mut Namespace, link: &Link, was: &InterfaceRecord) -> Result<(
 }
 
 /// The lease asks for what it asked before, or is over if it was this attachment's own.
-fn give_back(places: &Places, record: &Record) -> Result<(), ManagerError> {
+fn give_back(places: &Places, record: &VfAttachment) -> Result<(), ManagerError> {
     let LeaseRecord { id, since, is_own, before, asked } = &record.what.lease;
     if !is_own && before == asked {
         return Ok(());
