@@ -1,0 +1,256 @@
+//! A firewall: ordered rules, and the ways back that they open.
+//!
+//! A live session passes; otherwise the first rule that matches decides; what none names is denied, unless the policy says otherwise for
+//! the side it came in on. ARP passes, and neighbour discovery where some IPv6 may. Judged are the headers of our own copy.
+//!
+//! Modules in reading order: [`rule`] (what it is told), [`file`](mod@file) (the three forms that is written in), [`verdict`] (what it says),
+//! [`classifier`] and [`cache`] (which rule), [`session`] (the ways back), [`counters`].
+
+pub mod cache;
+pub mod classifier;
+pub mod counters;
+pub mod file;
+pub mod rule;
+pub mod session;
+pub mod verdict;
+
+use std::sync::Arc;
+
+use self::cache::Cache;
+use self::classifier::{Classifier, Found};
+use self::counters::Counters;
+use self::rule::{Action, Policy, Tuple, Unmatched};
+use self::session::{Session, class_of, classes};
+use self::verdict::{Reason, Verdict};
+use crate::flow::FlowKey;
+use crate::fragments::{Fragments, PacketId, released};
+use crate::function::{Disposition, Extra, Function, Side};
+use crate::packet::{Family, Fragment, Headers, Link, Malformed, Packet, parse, quoted};
+use crate::sessions::Sessions;
+
+/// A firewall with its sessions.
+#[derive(Debug)]
+pub struct Firewall {
+    link: Link,
+    policy: Policy,
+    permits_v6: bool,
+    /// By side and family.
+    classifiers: [[Classifier; 2]; 2],
+    /// Which rules those are: sessions that other rules opened are judged again.
+    generation: u32,
+    sessions: Sessions<Session>,
+    cache: Cache,
+    fragments: Fragments<Verdict>,
+    counters: Arc<Counters>,
+    /// The parts that the last verdict releases.
+    released: Vec<Vec<u8>>,
+}
+
+impl Firewall {
+    /// One that has seen nothing yet.
+    pub fn new(link: Link, policy: Policy, sessions_max: usize) -> Self {
+        Self {
+            link,
+            permits_v6: policy.permits_v6(),
+            classifiers: compile(&policy),
+            generation: 0,
+            sessions: Sessions::new(sessions_max, &classes()),
+            cache: Cache::new(),
+            fragments: Fragments::new(),
+            counters: Arc::new(Counters::new(policy.rules.iter().map(|rule| rule.name.as_str()), None)),
+            policy,
+            released: Vec::new(),
+        }
+    }
+
+    /// Other rules from now on. Sessions stay that they would open as well: each is judged again with its next packet.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.classifiers = compile(&policy);
+        self.permits_v6 = policy.permits_v6();
+        self.generation = self.generation.wrapping_add(1);
+        self.cache.clear();
+        let names = policy.rules.iter().map(|rule| rule.name.as_str());
+        self.counters = Arc::new(Counters::new(names, Some(&self.counters)));
+        self.policy = policy;
+    }
+
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What it counts, until it has other rules.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Sessions that there are.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Judges a frame that came in on `side`, and counts it.
+    pub fn judge(&mut self, side: Side, frame: &[u8], now_ms: u64) -> Verdict {
+        let verdict = match parse(self.link, frame) {
+            Ok(Packet::Ip(headers)) => self.judge_ip(side, frame, &headers, now_ms),
+            Ok(Packet::Arp) => Verdict::Pass(Reason::Arp),
+            Ok(Packet::Other(_)) => by_default(self.policy.not_ip, Reason::NotIp),
+            Err(Malformed::TinyFragment) => Verdict::Drop(Reason::TinyFragment),
+            Err(_) => Verdict::Drop(Reason::Malformed),
+        };
+        self.count(verdict, frame.len());
+        verdict
+    }
+
+    /// Forgets idle sessions, a few at a time.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.sessions.expire(now_ms, EXPIRED_IN_A_ROUND);
+        let counter = &self.counters.sessions;
+        counter.add((self.sessions.len() as u64).wrapping_sub(counter.get()));
+    }
+
+    fn judge_ip(&mut self, side: Side, frame: &[u8], headers: &Headers, now_ms: u64) -> Verdict {
+        match headers.fragment {
+            Fragment::Whole => self.judge_packet(side, frame, headers, now_ms),
+            Fragment::First { id } => {
+                let verdict = self.judge_packet(side, frame, headers, now_ms);
+                let held = self.fragments.decide(PacketId::new(side, headers, id), verdict, now_ms);
+                for part in &held {
+                    self.count(verdict, part.len());
+                }
+                if verdict.passes() {
+                    self.released.extend(held);
+                }
+                verdict
+            }
+            Fragment::Later { id, .. } => {
+                let packet = PacketId::new(side, headers, id);
+                self.fragments.fate(&packet, now_ms).unwrap_or_else(|| {
+                    let lost = self.fragments.hold(packet, frame, now_ms);
+                    self.counters.reasons[Reason::LostFragment as usize].add(lost);
+                    Verdict::Held
+                })
+            }
+        }
+    }
+
+    #[inline]
+    fn judge_packet(&mut self, side: Side, frame: &[u8], headers: &Headers, now_ms: u64) -> Verdict {
+        let key = FlowKey::of(side, headers);
+        let hash = self.sessions.hash(&key);
+        if let Some(id) = self.sessions.find(&key, hash, now_ms)
+            && let Some(rule) = self.rule_of_session(id)
+        {
+            let session = self.sessions.get(id);
+            session.see(side, headers);
+            let class = session.class();
+            self.sessions.touch(id, class, now_ms);
+            return Verdict::PassSession(rule);
+        }
+        if self.permits_v6 && headers.is_neighbour_discovery() {
+            return Verdict::Pass(Reason::NeighbourDiscovery);
+        }
+        // The type of an ICMP message is no part of its key.
+        let cacheable = !headers.is_icmp();
+        let known = if cacheable { self.cache.find(side, &key, hash) } else { None };
+        let rule = known.unwrap_or_else(|| {
+            let Found { rule, by_flags } = self.classify(side, &Tuple::of(headers));
+            if cacheable && !by_flags {
+                self.cache.put(side, key, hash, rule);
+            }
+            rule
+        });
+        let action = rule.map(|rule| (rule, self.policy.rules[rule as usize].action));
+        match action {
+            Some((rule, Action::Permit)) => Verdict::PassRule(rule),
+            Some((rule, Action::Reflect)) => self.reflect(side, key, headers, rule, now_ms),
+            _ if self.is_error_of_session(side, frame, headers, now_ms) => Verdict::Pass(Reason::IcmpError),
+            Some((rule, Action::Deny)) => Verdict::DropRule(rule),
+            None => by_default(self.policy.unmatched_on(side), Reason::Unmatched),
+        }
+    }
+
+    /// Opens the way back.
+    fn reflect(&mut self, side: Side, key: FlowKey, headers: &Headers, rule: u32, now_ms: u64) -> Verdict {
+        if !Session::is_opened_by(headers) {
+            return Verdict::PassRule(rule);
+        }
+        let session = Session::new(side, headers, rule, self.generation);
+        match self.sessions.insert(key, class_of(headers.protocol), session, now_ms) {
+            Some(_) => Verdict::PassRule(rule),
+            None => Verdict::Drop(Reason::SessionsFull),
+        }
+    }
+
+    /// The rule that a session lives by; none: the rules are others now, and none of them would open it, so it is gone.
+    #[inline]
+    fn rule_of_session(&mut self, id: u32) -> Option<u32> {
+        let Session { generation, rule, opener, opening, .. } = *self.sessions.get(id);
+        if generation == self.generation {
+            return Some(rule);
+        }
+        let rule = self.classify(opener, &opening).rule;
+        let rule = rule.filter(|rule| self.policy.rules[*rule as usize].action == Action::Reflect);
+        if let Some(rule) = rule {
+            let session = self.sessions.get(id);
+            (session.generation, session.rule) = (self.generation, rule);
+        } else {
+            self.sessions.remove(id);
+        }
+        rule
+    }
+
+    fn is_error_of_session(&mut self, side: Side, frame: &[u8], headers: &Headers, now_ms: u64) -> bool {
+        let Some(quoted) = quoted(frame, headers) else { return false };
+        // It goes to whom the quoted packet came from.
+        if quoted.source != headers.destination {
+            return false;
+        }
+        let key = FlowKey::of_quoted(side, headers.family, &quoted);
+        let hash = self.sessions.hash(&key);
+        let id = self.sessions.find(&key, hash, now_ms);
+        id.is_some_and(|id| self.rule_of_session(id).is_some())
+    }
+
+    fn classify(&self, side: Side, tuple: &Tuple) -> Found {
+        self.classifiers[side.index()][tuple.family as usize].find(tuple)
+    }
+
+    #[inline]
+    fn count(&self, verdict: Verdict, length: usize) {
+        match verdict {
+            Verdict::PassRule(rule) | Verdict::PassSession(rule) | Verdict::DropRule(rule) => {
+                let counters = &self.counters.rules[rule as usize];
+                counters.frames.add(1);
+                counters.bytes.add(length as u64);
+            }
+            Verdict::Pass(reason) | Verdict::Drop(reason) => self.counters.reasons[reason as usize].add(1),
+            Verdict::Held => {}
+        }
+    }
+}
+
+impl Function for Firewall {
+    fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
+        let verdict = self.judge(side, frame, now_ms);
+        out.extend(released(side.other(), std::mem::take(&mut self.released)));
+        if verdict.passes() { Disposition::Forward } else { Disposition::Drop }
+    }
+}
+
+fn compile(policy: &Policy) -> [[Classifier; 2]; 2] {
+    Side::BOTH.map(|side| [Family::V4, Family::V6].map(|family| Classifier::new(&policy.rules, side, family)))
+}
+
+fn by_default(unmatched: Unmatched, reason: Reason) -> Verdict {
+    match unmatched {
+        Unmatched::Deny => Verdict::Drop(reason),
+        Unmatched::Permit => Verdict::Pass(reason),
+    }
+}
+
+/// Sessions that are looked at in one round of [`Firewall::expire`], of each class.
+const EXPIRED_IN_A_ROUND: usize = 64;
+
+#[cfg(test)]
+mod tests;

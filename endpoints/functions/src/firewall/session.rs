@@ -1,0 +1,82 @@
+//! A way back that a rule opened.
+
+use super::rule::Tuple;
+use crate::function::Side;
+use crate::packet::{Headers, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, opens_way_back};
+use crate::sessions::Class;
+
+/// A session.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    /// Which rules it was last judged by.
+    pub generation: u32,
+    /// The one that lets it live.
+    pub rule: u32,
+    /// Who opened it.
+    pub opener: Side,
+    /// With what.
+    pub opening: Tuple,
+    /// TCP flags seen from either side.
+    seen: [u8; 2],
+}
+
+impl Session {
+    /// One that this packet opens.
+    pub fn new(opener: Side, headers: &Headers, rule: u32, generation: u32) -> Self {
+        let mut session = Self { generation, rule, opener, opening: Tuple::of(headers), seen: [0; 2] };
+        session.see(opener, headers);
+        session
+    }
+
+    /// Whether a packet can have an answer: of ICMP, only requests have one.
+    pub fn is_opened_by(headers: &Headers) -> bool {
+        !headers.is_icmp() || opens_way_back(headers.family, headers.ports[0])
+    }
+
+    /// Notes a packet of it.
+    #[inline]
+    pub fn see(&mut self, side: Side, headers: &Headers) {
+        if headers.protocol != TCP {
+            return;
+        }
+        let flags = headers.tcp_flags;
+        if flags & (TCP_SYN | TCP_ACK) == TCP_SYN && self.is_ending() {
+            // The same ports, once more.
+            self.seen = [0; 2];
+        }
+        self.seen[side.index()] |= flags;
+    }
+
+    /// The class that it idles in.
+    #[inline]
+    pub fn class(&self) -> u8 {
+        if self.opening.protocol != TCP {
+            return OTHER;
+        }
+        let both = TCP_SYN | TCP_ACK;
+        let established = self.seen.iter().all(|seen| seen & both == both) && !self.is_ending();
+        if established { TCP_ESTABLISHED } else { TCP_TRANSIENT }
+    }
+
+    fn is_ending(&self) -> bool {
+        (self.seen[0] | self.seen[1]) & (TCP_FIN | TCP_RST) != 0
+    }
+}
+
+/// The class that a session begins in.
+pub fn class_of(protocol: u8) -> u8 {
+    if protocol == TCP { TCP_TRANSIENT } else { OTHER }
+}
+
+/// How long sessions idle, as in VPP.
+pub fn classes() -> [Class; 3] {
+    [
+        Class { idle_ms: 120_000, can_be_evicted: true },
+        Class { idle_ms: 86_400_000, can_be_evicted: false },
+        Class { idle_ms: 600_000, can_be_evicted: false },
+    ]
+}
+
+const TCP_TRANSIENT: u8 = 0;
+const TCP_ESTABLISHED: u8 = 1;
+const OTHER: u8 = 2;

@@ -1,0 +1,62 @@
+//! What every network function is: frames come in on one side, and leave on the other one, or do not.
+
+/// A function between two wires.
+pub trait Function {
+    /// Judges a frame that came in on `side`, and may rewrite its bytes. What else is to be sent is put into `out`.
+    fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition;
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// It leaves on the other side, as it is now.
+    Forward,
+    /// It goes no further.
+    Drop,
+}
+
+/// A frame beside the one that came in: an answer, or one that was held until now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// Where it leaves.
+    pub to: Side,
+    /// The whole frame.
+    pub frame: Vec<u8>,
+}
+
+/// The two sides of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Where the client of the chain is, who asked for it.
+    Client,
+    /// Where the chain goes on, to its end.
+    Network,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Client, Self::Network];
+
+    /// The other one.
+    #[inline]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Network,
+            Self::Network => Self::Client,
+        }
+    }
+
+    /// 0 or 1.
+    #[inline]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// As settings and metrics call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Network => "network",
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! A bounded table of conversations that forgets those that are idle.
+//!
+//! A touch writes the time and nothing else; a conversation goes to the end of its class's queue only when it is met at the front, so
+//! that keeping order costs a packet nothing. Whether one is idle is always judged by its own time, never by its place.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use crate::flow::FlowKey;
+
+/// Conversations with what is known of each, in classes that idle for different times.
+#[derive(Debug)]
+pub struct Sessions<S> {
+    table: HashTable<u32>,
+    slots: Vec<Slot<S>>,
+    free: Vec<u32>,
+    queues: Vec<Queue>,
+    /// Seeded anew in every process: peers choose addresses and ports, and must not choose where they collide.
+    hasher: RandomState,
+    max: usize,
+    evicted: u64,
+    refused: u64,
+}
+
+/// How long conversations of a class idle, and whether the oldest of them makes room when the table is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// They are forgotten after that time without a packet.
+    pub idle_ms: u64,
+    /// Whether the oldest goes when there is no room.
+    pub can_be_evicted: bool,
+}
+
+#[derive(Debug)]
+struct Slot<S> {
+    key: FlowKey,
+    seen_ms: u64,
+    class: u8,
+    links: Links,
+    value: S,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    before: u32,
+    after: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Queue {
+    class: Class,
+    first: u32,
+    last: u32,
+}
+
+impl<S> Sessions<S> {
+    /// An empty table of at most `max` conversations. Memory is taken as they come.
+    pub fn new(max: usize, classes: &[Class]) -> Self {
+        let queue = |&class| Queue { class, first: NONE, last: NONE };
+        Self {
+            table: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            queues: classes.iter().map(queue).collect(),
+            hasher: RandomState::default(),
+            max: max.min(NONE as usize - 1),
+            evicted: 0,
+            refused: 0,
+        }
+    }
+
+    /// How many there are; those that are idle and not met yet count.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// How many were forgotten to make room, and how many found none.
+    pub fn overflows(&self) -> (u64, u64) {
+        (self.evicted, self.refused)
+    }
+
+    /// Where to look for a conversation. Not the same in another process.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// The number of a conversation that is there and not idle.
+    #[inline]
+    pub fn find(&mut self, key: &FlowKey, hash: u64, now_ms: u64) -> Option<u32> {
+        let id = *self.table.find(hash, |&id| self.slots[id as usize].key == *key)?;
+        let slot = &self.slots[id as usize];
+        if self.is_idle(slot.seen_ms, slot.class, now_ms) {
+            self.remove(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    /// What is known of one that [`Self::find`] found.
+    #[inline]
+    pub fn get(&mut self, id: u32) -> &mut S {
+        &mut self.slots[id as usize].value
+    }
+
+    /// A packet of it was seen, which may have moved it to another class.
+    #[inline]
+    pub fn touch(&mut self, id: u32, class: u8, now_ms: u64) {
+        let slot = &mut self.slots[id as usize];
+        slot.seen_ms = now_ms;
+        if slot.class != class {
+            self.unlink(id);
+            self.append(id, class);
+        }
+    }
+
+    /// Adds one that is not there. Its number; none: the table is full, of such as must stay.
+    pub fn insert(&mut self, key: FlowKey, class: u8, value: S, now_ms: u64) -> Option<u32> {
+        self.expire(now_ms, EXPIRED_AT_ONCE);
+        if self.len() >= self.max && !self.evict() {
+            self.refused += 1;
+            return None;
+        }
+        let slot = Slot { key, seen_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
+        let id = if let Some(id) = self.free.pop() {
+            self.slots[id as usize] = slot;
+            id
+        } else {
+            self.slots.push(slot);
+            // Fewer than `max`, which is below NONE.
+            (self.slots.len() - 1) as u32
+        };
+        self.append(id, class);
+        let Self { table, slots, hasher, .. } = self;
+        table.insert_unique(hasher.hash_one(key), id, |&id| hasher.hash_one(slots[id as usize].key));
+        Some(id)
+    }
+
+    /// Forgets one.
+    pub fn remove(&mut self, id: u32) {
+        let hash = self.hasher.hash_one(self.slots[id as usize].key);
+        if let Ok(entry) = self.table.find_entry(hash, |&other| other == id) {
+            entry.remove();
+            self.unlink(id);
+            self.free.push(id);
+        }
+    }
+
+    /// Forgets idle ones, after looking at no more than `looks` of each class.
+    pub fn expire(&mut self, now_ms: u64, looks: usize) {
+        for class in 0..self.queues.len() {
+            for _ in 0..looks {
+                let id = self.queues[class].first;
+                if id == NONE {
+                    break;
+                }
+                let slot = &self.slots[id as usize];
+                if self.is_idle(slot.seen_ms, slot.class, now_ms) {
+                    self.remove(id);
+                } else if !self.was_touched(id) {
+                    break;
+                } else {
+                    self.requeue(id);
+                }
+            }
+        }
+    }
+
+    fn is_idle(&self, seen_ms: u64, class: u8, now_ms: u64) -> bool {
+        now_ms.saturating_sub(seen_ms) >= self.queues[usize::from(class)].class.idle_ms
+    }
+
+    /// Whether the first of a queue was seen later than the one behind it.
+    fn was_touched(&self, id: u32) -> bool {
+        let slot = &self.slots[id as usize];
+        let after = slot.links.after;
+        after != NONE && self.slots[after as usize].seen_ms < slot.seen_ms
+    }
+
+    fn requeue(&mut self, id: u32) {
+        let class = self.slots[id as usize].class;
+        self.unlink(id);
+        self.append(id, class);
+    }
+
+    /// Forgets the oldest of the first class that may be.
+    fn evict(&mut self) -> bool {
+        let Some(class) = self.queues.iter().position(|queue| queue.class.can_be_evicted && queue.first != NONE) else {
+            return false;
+        };
+        for _ in 0..EXPIRED_AT_ONCE {
+            let id = self.queues[class].first;
+            if !self.was_touched(id) {
+                break;
+            }
+            self.requeue(id);
+        }
+        self.remove(self.queues[class].first);
+        self.evicted += 1;
+        true
+    }
+
+    fn append(&mut self, id: u32, class: u8) {
+        let queue = &mut self.queues[usize::from(class)];
+        let before = std::mem::replace(&mut queue.last, id);
+        if before == NONE {
+            queue.first = id;
+        } else {
+            self.slots[before as usize].links.after = id;
+        }
+        let slot = &mut self.slots[id as usize];
+        slot.class = class;
+        slot.links = Links { before, after: NONE };
+    }
+
+    fn unlink(&mut self, id: u32) {
+        let Slot { class, links: Links { before, after }, .. } = self.slots[id as usize];
+        let queue = &mut self.queues[usize::from(class)];
+        match before {
+            NONE => queue.first = after,
+            before => self.slots[before as usize].links.after = after,
+        }
+        match after {
+            NONE => queue.last = before,
+            after => self.slots[after as usize].links.before = before,
+        }
+    }
+}
+
+/// No conversation.
+const NONE: u32 = u32::MAX;
+/// More go than come.
+const EXPIRED_AT_ONCE: usize = 4;
+
+#[cfg(test)]
+mod tests;
