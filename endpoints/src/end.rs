@@ -3,9 +3,11 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use ferrule_dataplane::port::Source;
 use ferrule_dataplane::port::memif::handshake::HandshakeError;
 use ferrule_dataplane::port::memif::ring::Sender;
 use ferrule_dataplane::spec::MemifSpec;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use crate::memif::{Endpoint, EndpointError};
@@ -53,6 +55,52 @@ impl End {
         match self {
             Self::Memif(endpoint) => Ok(endpoint.check_peer()?),
             Self::Vhost(frontend) => Ok(frontend.check_peer()?),
+        }
+    }
+
+    /// Sleeps until a peer of one of these ends rings for a frame, says something, or `timeout` is over.
+    pub fn sleep(ends: &mut [&mut Self], timeout: Duration) {
+        for end in &mut *ends {
+            end.each_receiver(|receiver| receiver.enable_notify(true));
+        }
+        // Looked at once more after asking for eventfds, as the protocols want.
+        let mut frames = false;
+        for end in &mut *ends {
+            end.each_receiver(|receiver| frames |= receiver.refresh().unwrap_or(true));
+        }
+        if !frames {
+            let mut waiting = Vec::new();
+            for end in &*ends {
+                waiting.push(PollFd::new(end.control(), PollFlags::POLLIN));
+                end.add_notify_fds(&mut waiting);
+            }
+            let _ = poll(&mut waiting, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        }
+        for end in ends {
+            end.each_receiver(|receiver| {
+                receiver.enable_notify(false);
+                if let Some(eventfd) = receiver.notify_fd() {
+                    // An eventfd holds 8 bytes; only whether it rings matters.
+                    let _ = nix::unistd::read(eventfd, &mut [0; 8]);
+                }
+            });
+        }
+    }
+
+    fn each_receiver(&mut self, mut tell: impl FnMut(&mut dyn Source)) {
+        match self {
+            Self::Memif(endpoint) => endpoint.queues.receivers.iter_mut().for_each(|receiver| tell(receiver)),
+            Self::Vhost(frontend) => frontend.queues.receivers.iter_mut().for_each(|receiver| tell(receiver)),
+        }
+    }
+
+    fn add_notify_fds<'a>(&'a self, waiting: &mut Vec<PollFd<'a>>) {
+        let mut add = |eventfd: Option<BorrowedFd<'a>>| {
+            waiting.extend(eventfd.map(|eventfd| PollFd::new(eventfd, PollFlags::POLLIN)));
+        };
+        match self {
+            Self::Memif(endpoint) => endpoint.queues.receivers.iter().for_each(|receiver| add(receiver.notify_fd())),
+            Self::Vhost(frontend) => frontend.queues.receivers.iter().for_each(|receiver| add(receiver.notify_fd())),
         }
     }
 

@@ -4,6 +4,9 @@
 pub trait Function {
     /// Judges a frame that came in on `side`, and may rewrite its bytes. What else is to be sent is put into `out`.
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition;
+
+    /// Time has passed: what is old may be forgotten, a little at a time.
+    fn tick(&mut self, _now_ms: u64) {}
 }
 
 /// What becomes of a frame.

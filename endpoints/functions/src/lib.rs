@@ -1,22 +1,34 @@
 //! Network functions: what stands between the two wires of a hop of a service chain.
 //!
 //! What they decide is pure: a frame and the time in, a verdict or a rewritten frame out. Each judges headers on a copy of its own, which
-//! no peer can change meanwhile. Nothing here does I/O.
+//! no peer can change meanwhile. A hop carries frames to it and away, and the program `network-function` is one hop with its settings.
 //!
 //! Modules in reading order:
 //! - [`function`]: what every function is
 //! - [`packet`]: the headers of a frame, checked; checksums
 //! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations
 //! - [`fragments`]: later fragments share the fate of the first one
-//! - [`firewall`]: ordered rules, and the ways back that they open
+//! - [`firewall`]: ordered rules, and the ways back that they open; [`passthrough`]: nothing is judged
+//! - [`any`]: whichever function the settings name
+//! - [`hop`]: a function between two ends, with threads
+//! - [`config`]: the settings of a hop; [`daemon`]: it runs, follows its settings, is looked at
+//! - [`webserver`]: real HTTP at the end of a chain
+//! - [`counter`]: numbers that are read while they grow
 
+pub mod any;
+pub mod config;
+pub mod counter;
+pub mod daemon;
 pub mod firewall;
 pub mod flow;
 pub mod fragments;
 #[cfg(test)]
 mod frames;
 pub mod function;
+pub mod hop;
 pub mod packet;
+pub mod passthrough;
 pub mod sessions;
+pub mod webserver;
 
 pub use function::{Disposition, Function, Side};

@@ -1,25 +1,7 @@
 //! What a firewall has counted. One thread adds, any thread reads.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use super::verdict::Reason;
-
-/// A number that one thread adds to.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds, as the only one who does.
-    #[inline]
-    pub fn add(&self, more: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(more), Relaxed);
-    }
-
-    /// What it is now.
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
+use crate::counter::Counter;
 
 /// What a rule decided.
 #[derive(Debug)]

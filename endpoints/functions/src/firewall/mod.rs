@@ -105,8 +105,7 @@ impl Firewall {
     /// Forgets idle sessions, a few at a time.
     pub fn expire(&mut self, now_ms: u64) {
         self.sessions.expire(now_ms, EXPIRED_IN_A_ROUND);
-        let counter = &self.counters.sessions;
-        counter.add((self.sessions.len() as u64).wrapping_sub(counter.get()));
+        self.counters.sessions.set(self.sessions.len() as u64);
     }
 
     fn judge_ip(&mut self, side: Side, frame: &[u8], headers: &Headers, now_ms: u64) -> Verdict {
@@ -235,6 +234,10 @@ impl Function for Firewall {
         let verdict = self.judge(side, frame, now_ms);
         out.extend(released(side.other(), std::mem::take(&mut self.released)));
         if verdict.passes() { Disposition::Forward } else { Disposition::Drop }
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        self.expire(now_ms);
     }
 }
 

@@ -1,0 +1,77 @@
+//! Whichever function the settings name: the one file that joins them.
+
+use std::sync::Arc;
+
+use crate::config::FunctionSettings;
+use crate::firewall::Firewall;
+use crate::firewall::counters::Counters;
+use crate::function::{Disposition, Extra, Function, Side};
+use crate::packet::Link;
+use crate::passthrough::Passthrough;
+
+/// One of them.
+#[derive(Debug)]
+pub enum AnyFunction {
+    /// Everything passes.
+    Passthrough(Passthrough),
+    /// Rules decide.
+    Firewall(Box<Firewall>),
+}
+
+/// What it counts, to be read by others.
+#[derive(Clone, Debug)]
+pub enum AnyCounters {
+    /// Nothing beside what the hop counts.
+    Passthrough,
+    /// By rule and reason.
+    Firewall(Arc<Counters>),
+}
+
+impl AnyFunction {
+    /// As the settings say.
+    pub fn new(link: Link, settings: &FunctionSettings) -> Self {
+        match settings {
+            FunctionSettings::Passthrough => Self::Passthrough(Passthrough),
+            FunctionSettings::Firewall { policy, sessions_max } => {
+                Self::Firewall(Box::new(Firewall::new(link, policy.clone(), *sessions_max)))
+            }
+        }
+    }
+
+    /// Takes other settings, and keeps what it knows. `false`: only a new one can be that.
+    pub fn adopt(&mut self, settings: &FunctionSettings) -> bool {
+        match (self, settings) {
+            (Self::Passthrough(_), FunctionSettings::Passthrough) => true,
+            (Self::Firewall(firewall), FunctionSettings::Firewall { policy, .. }) => {
+                firewall.set_policy(policy.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What it counts with the settings that it has now.
+    pub fn counters(&self) -> AnyCounters {
+        match self {
+            Self::Passthrough(_) => AnyCounters::Passthrough,
+            Self::Firewall(firewall) => AnyCounters::Firewall(Arc::clone(firewall.counters())),
+        }
+    }
+}
+
+impl Function for AnyFunction {
+    #[inline]
+    fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
+        match self {
+            Self::Passthrough(function) => function.frame(side, frame, now_ms, out),
+            Self::Firewall(function) => function.frame(side, frame, now_ms, out),
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        match self {
+            Self::Passthrough(function) => function.tick(now_ms),
+            Self::Firewall(function) => function.tick(now_ms),
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! A function between two ends: frames are taken from one, judged on a copy, and put to the other.
+//!
+//! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. What finds the next
+//! end full waits, and holds back those behind it; what finds nobody there is dropped and counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ferrule_dataplane::port::memif::ring::Sender;
+use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use ferrule_endpoints::end::{End, EndSpec};
+use ferrule_ffi::notifier::Notifier;
+use thiserror::Error;
+
+use crate::counter::Counter;
+use crate::function::{Disposition, Extra, Function, Side};
+
+/// What a hop has counted, and whether anybody is there.
+#[derive(Debug, Default)]
+pub struct HopCounters {
+    /// By the side that frames came in on.
+    pub sides: [SideCounters; 2],
+}
+
+/// Of one side.
+#[derive(Debug, Default)]
+pub struct SideCounters {
+    connected: AtomicBool,
+    /// Frames that came in.
+    pub frames: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+    /// Frames that left on the other side.
+    pub forwarded: Counter,
+    /// Frames that the function let go no further.
+    pub dropped: Counter,
+    /// Frames that the function made itself, and sent to this side.
+    pub made: Counter,
+    /// Frames that found nobody on the other side, or that it cannot take.
+    pub lost: Counter,
+}
+
+impl SideCounters {
+    /// Whether its peer is there.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Relaxed)
+    }
+}
+
+/// What is asked of the function while it works.
+pub type Order<F> = Box<dyn FnOnce(&mut F) + Send>;
+
+/// A hop that runs. Dropping it ends it.
+pub struct Hop<F> {
+    counters: Arc<HopCounters>,
+    orders: SyncSender<Order<F>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl<F: Function + Send + 'static> Hop<F> {
+    /// Starts its threads. `say` is told what a person should know.
+    pub fn start(
+        function: F,
+        specs: [EndSpec; 2],
+        say: impl Fn(Side, HopEvent) + Clone + Send + 'static,
+    ) -> Result<Self, HopError> {
+        let (counters, stop) = (Arc::new(HopCounters::default()), Arc::new(AtomicBool::new(false)));
+        let (orders, ordered) = sync_channel(ORDERS_MAX);
+        let mut threads = Vec::new();
+        let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name).spawn(work).map_err(HopError::Thread)?;
+            threads.push(thread);
+            Ok::<_, HopError>(())
+        };
+        let mut doors = Vec::new();
+        for (side, spec) in Side::BOTH.into_iter().zip(specs) {
+            let (opened, door) = sync_channel(0);
+            let (gone, wanted) = sync_channel(1);
+            let (say, stop) = (say.clone(), Arc::clone(&stop));
+            let work = move || open_again(&spec, &opened, &wanted, &stop, |event| say(side, event));
+            spawn(format!("open-{}", side.word()), Box::new(work))?;
+            doors.push((door, gone));
+        }
+        let worker = Worker {
+            function,
+            ends: [None, None],
+            counters: Arc::clone(&counters),
+            notifier: Notifier::new().map_err(HopError::Notifier)?,
+            scratch: Scratch::new(),
+            started: Instant::now(),
+        };
+        let ended = Arc::clone(&stop);
+        let work = move || worker.run(&doors, &ordered, &ended, say);
+        spawn("function".to_owned(), Box::new(work))?;
+        Ok(Self { counters, orders, stop, threads })
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Arc<HopCounters> {
+        &self.counters
+    }
+
+    /// Has the worker do something with the function between two bursts, at the latest after a nap. `false`: it is not there any more.
+    pub fn order(&self, order: impl FnOnce(&mut F) + Send + 'static) -> bool {
+        self.orders.send(Box::new(order)).is_ok()
+    }
+}
+
+impl<F> Drop for Hop<F> {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a person should know of an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HopEvent {
+    /// Its peer is there.
+    Connected {
+        /// What was agreed on.
+        agreement: String,
+    },
+    /// Its peer went; the next one is waited for.
+    Gone {
+        /// Why.
+        reason: String,
+    },
+    /// There is no peer yet. Told again only with another reason.
+    Waiting {
+        /// Why the last try failed.
+        reason: String,
+    },
+}
+
+/// Why a hop does not run.
+#[derive(Debug, Error)]
+pub enum HopError {
+    /// No thread.
+    #[error("start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// No notifier.
+    #[error("make a notifier: {0}")]
+    Notifier(#[source] std::io::Error),
+}
+
+/// A peer that goes is followed by the next one.
+fn open_again(
+    spec: &EndSpec,
+    opened: &SyncSender<End>,
+    wanted: &Receiver<()>,
+    stop: &AtomicBool,
+    say: impl Fn(HopEvent),
+) {
+    let mut problem = String::new();
+    while !stop.load(Relaxed) {
+        match End::open(spec, OPEN_TIMEOUT) {
+            Ok(end) => {
+                problem.clear();
+                say(HopEvent::Connected { agreement: end.agreement() });
+                if opened.send(end).is_err() || wanted.recv().is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if reason != problem {
+                    say(HopEvent::Waiting { reason: reason.clone() });
+                    problem = reason;
+                }
+                // Some reasons are there at once.
+                thread::sleep(RETRY);
+            }
+        }
+    }
+}
+
+struct Worker<F> {
+    function: F,
+    ends: [Option<End>; 2],
+    counters: Arc<HopCounters>,
+    notifier: Notifier,
+    scratch: Scratch,
+    started: Instant,
+}
+
+struct Scratch {
+    gather: Box<[u8]>,
+    /// By side: our copy of a frame that came in there, and its length if it still waits for room.
+    frames: [(Box<[u8]>, Option<usize>); 2],
+    extras: Vec<Extra>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let buffer = || vec![0; FRAME_MAX].into_boxed_slice();
+        Self { gather: buffer(), frames: [(buffer(), None), (buffer(), None)], extras: Vec::new() }
+    }
+}
+
+impl<F: Function> Worker<F> {
+    fn run(
+        mut self,
+        doors: &[(Receiver<End>, SyncSender<()>)],
+        orders: &Receiver<Order<F>>,
+        stop: &AtomicBool,
+        say: impl Fn(Side, HopEvent),
+    ) {
+        let (mut idle, mut round) = (0u32, 0u32);
+        while !stop.load(Relaxed) {
+            round = round.wrapping_add(1);
+            match orders.try_recv() {
+                Ok(order) => order(&mut self.function),
+                Err(TryRecvError::Empty) => {}
+                // Nobody holds the hop any more.
+                Err(TryRecvError::Disconnected) => return,
+            }
+            for (side, (door, _)) in Side::BOTH.into_iter().zip(doors) {
+                if self.ends[side.index()].is_none()
+                    && let Ok(end) = door.try_recv()
+                {
+                    self.ends[side.index()] = Some(end);
+                    self.counters.sides[side.index()].connected.store(true, Relaxed);
+                }
+            }
+            let now_ms = self.started.elapsed().as_millis() as u64;
+            let mut moved = false;
+            let mut gone = None;
+            for side in Side::BOTH {
+                match self.burst(side, now_ms) {
+                    Ok(some) => moved |= some,
+                    Err((whose, fault)) => gone = Some((whose, format!("it broke the rules: {fault}"))),
+                }
+            }
+            idle = if moved { 0 } else { idle + 1 };
+            if idle > SPINS || round.is_multiple_of(ROUNDS_UNSEEN) {
+                gone = gone.or_else(|| self.find_gone());
+                self.function.tick(now_ms);
+            }
+            if let Some((side, reason)) = gone {
+                self.ends[side.index()] = None;
+                self.counters.sides[side.index()].connected.store(false, Relaxed);
+                say(side, HopEvent::Gone { reason });
+                let _ = doors[side.index()].1.try_send(());
+            } else if idle > SPINS {
+                self.sleep();
+            }
+        }
+    }
+
+    /// A peer that has gone, and why.
+    fn find_gone(&mut self) -> Option<(Side, String)> {
+        Side::BOTH.into_iter().find_map(|side| {
+            let error = self.ends[side.index()].as_mut()?.check_peer().err()?;
+            Some((side, error.to_string()))
+        })
+    }
+
+    /// What came in on `side`, from each queue up to a burst. Whether there was any. A fault says whose it is.
+    fn burst(&mut self, side: Side, now_ms: u64) -> Result<bool, (Side, Fault)> {
+        let Self { function, ends: [client, network], counters, notifier, scratch, .. } = self;
+        let (near, far) = match side {
+            Side::Client => (client.as_mut(), network.as_mut()),
+            Side::Network => (network.as_mut(), client.as_mut()),
+        };
+        let Some(near) = near else { return Ok(false) };
+        let (frame, waiting) = &mut scratch.frames[side.index()];
+        let counters = &counters.sides;
+        let mut judge = Judge {
+            function,
+            side,
+            now_ms,
+            counters: &counters[side.index()],
+            frame,
+            waiting,
+            gather: &mut scratch.gather,
+            extras: &mut scratch.extras,
+            notifier,
+        };
+        let mut nobody: [Sender; 0] = [];
+        let moved = match (&mut *near, far) {
+            (End::Memif(near), Some(End::Memif(far))) => {
+                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
+            }
+            (End::Memif(near), Some(End::Vhost(far))) => {
+                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
+            }
+            (End::Vhost(near), Some(End::Memif(far))) => {
+                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
+            }
+            (End::Vhost(near), Some(End::Vhost(far))) => {
+                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
+            }
+            (End::Memif(near), None) => judge.queues(&mut near.queues.receivers, &mut nobody),
+            (End::Vhost(near), None) => judge.queues(&mut near.queues.receivers, &mut nobody),
+        }?;
+        for Extra { to, frame } in scratch.extras.drain(..) {
+            let count = match &mut self.ends[to.index()] {
+                Some(end) => send(end, &frame, notifier).map_err(|fault| (to, fault))?,
+                None => false,
+            };
+            let counters = &counters[to.index()];
+            if count { counters.made.add(1) } else { counters.lost.add(1) }
+        }
+        Ok(moved)
+    }
+
+    fn sleep(&mut self) {
+        let waits = self.scratch.frames.iter().any(|(_, waiting)| waiting.is_some());
+        let mut ends: Vec<_> = self.ends.iter_mut().flatten().collect();
+        if waits || ends.is_empty() {
+            // Nobody notifies us of room.
+            thread::sleep(Duration::from_millis(1));
+        } else {
+            End::sleep(&mut ends, NAP);
+        }
+    }
+}
+
+/// Sends one frame that the function made. Whether there was room.
+fn send(end: &mut End, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fault> {
+    fn put(target: Option<&mut impl Target>, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fault> {
+        let Some(target) = target else { return Ok(false) };
+        target.refresh()?;
+        let stored = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })? == Put::Stored;
+        publish(target, notifier);
+        Ok(stored)
+    }
+    match end {
+        End::Memif(endpoint) => put(endpoint.queues.senders.first_mut(), bytes, notifier),
+        End::Vhost(frontend) => put(frontend.queues.senders.first_mut(), bytes, notifier),
+    }
+}
+
+fn publish(target: &mut impl Target, notifier: &mut Notifier) {
+    if target.publish()
+        && let Some(eventfd) = target.notify_fd()
+    {
+        // A peer whose eventfd cannot be rung looks by itself, or goes.
+        let _ = notifier.notify(eventfd);
+    }
+}
+
+/// One direction at work.
+struct Judge<'a, F> {
+    function: &'a mut F,
+    side: Side,
+    now_ms: u64,
+    counters: &'a SideCounters,
+    frame: &'a mut Box<[u8]>,
+    waiting: &'a mut Option<usize>,
+    gather: &'a mut Box<[u8]>,
+    extras: &'a mut Vec<Extra>,
+    notifier: &'a mut Notifier,
+}
+
+impl<F: Function> Judge<'_, F> {
+    fn queues(&mut self, receivers: &mut [impl Source], senders: &mut [impl Target]) -> Result<bool, (Side, Fault)> {
+        let mut moved = false;
+        for (index, receiver) in receivers.iter_mut().enumerate() {
+            // The two sides may have agreed on different numbers of queues.
+            let index = index.min(senders.len().saturating_sub(1));
+            moved |= self.queue(receiver, senders.get_mut(index))?;
+        }
+        Ok(moved)
+    }
+
+    fn queue(
+        &mut self,
+        receiver: &mut impl Source,
+        mut sender: Option<&mut impl Target>,
+    ) -> Result<bool, (Side, Fault)> {
+        let (near, far) = (self.side, self.side.other());
+        if let Some(sender) = &mut sender {
+            sender.refresh().map_err(|fault| (far, fault))?;
+        }
+        if let Some(length) = *self.waiting {
+            if !self.put(length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+                return Ok(false);
+            }
+        } else if !receiver.refresh().map_err(|fault| (near, fault))? {
+            return Ok(false);
+        }
+        receiver.refresh().map_err(|fault| (near, fault))?;
+        for _ in 0..BURST {
+            let Some(frame) = receiver.peek(self.gather).map_err(|fault| (near, fault))? else { break };
+            let (length, slots) = (frame.bytes.len(), frame.slots);
+            // A frame is never longer than FRAME_MAX; memory that went away is noticed at the next look.
+            let copied = frame.bytes.copy_out(self.frame);
+            receiver.advance(slots);
+            self.counters.frames.add(1);
+            self.counters.bytes.add(length as u64);
+            let bytes = if copied { &mut self.frame[..length] } else { &mut [] };
+            match self.function.frame(near, bytes, self.now_ms, self.extras) {
+                Disposition::Drop => self.counters.dropped.add(1),
+                Disposition::Forward => {
+                    if !self.put(length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+                        break;
+                    }
+                }
+            }
+        }
+        receiver.release();
+        if let Some(eventfd) = receiver.release_notify_fd() {
+            let _ = self.notifier.notify(eventfd);
+        }
+        if let Some(sender) = sender {
+            publish(sender, self.notifier);
+        }
+        Ok(true)
+    }
+
+    /// Puts our copy to the other side. `false`: it waits for room.
+    fn put(&mut self, length: usize, sender: Option<&mut impl Target>) -> Result<bool, Fault> {
+        *self.waiting = None;
+        let frame = Frame { bytes: self.frame[..length].into(), offload: None, slots: 0 };
+        match sender.map(|sender| sender.put(&frame)).transpose()? {
+            Some(Put::Stored) => self.counters.forwarded.add(1),
+            Some(Put::Full) => {
+                *self.waiting = Some(length);
+                return Ok(false);
+            }
+            Some(Put::Refused(_)) | None => self.counters.lost.add(1),
+        }
+        Ok(true)
+    }
+}
+
+/// Rounds with work between two looks at what peers say.
+const ROUNDS_UNSEEN: u32 = 256;
+/// Rounds without work before the thread sleeps.
+const SPINS: u32 = 200;
+/// How long one sleep lasts at most: so often orders are looked at.
+const NAP: Duration = Duration::from_millis(20);
+/// How long to wait for a peer before the stop is looked at.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(50);
+const ORDERS_MAX: usize = 16;

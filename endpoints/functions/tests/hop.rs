@@ -1,0 +1,184 @@
+//! Functions between two real memif peers, all in this process. Needs no privilege.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_endpoints::end::EndSpec;
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_ffi::notifier::Notifier;
+use ferrule_functions::Side;
+use ferrule_functions::any::AnyFunction;
+use ferrule_functions::config::FunctionSettings;
+use ferrule_functions::firewall::file::read_text;
+use ferrule_functions::hop::{Hop, HopEvent};
+use ferrule_functions::packet::Link;
+
+#[test]
+fn a_passthrough_changes_no_byte_and_no_order() {
+    let mut testbed = Testbed::start("pass", &FunctionSettings::Passthrough);
+    for side in Side::BOTH {
+        let frames: Vec<Vec<u8>> = [64, 65, 1500, 2048, 2049, 9000]
+            .into_iter()
+            .zip([0x0800_u16, 0x86dd, 0x0806, 0x8847, 0x88cc, 0x1234])
+            .map(|(length, ethertype)| {
+                let bytes = (0..length - 14).map(|at| (at % 251) as u8);
+                [&[2; 12][..], &ethertype.to_be_bytes()].concat().into_iter().chain(bytes).collect()
+            })
+            .collect();
+        for frame in &frames {
+            testbed.send(side, frame);
+        }
+        for frame in &frames {
+            assert_eq!(&testbed.receive(side.other()), frame);
+        }
+    }
+}
+
+#[test]
+fn a_firewall_between_two_peers_keeps_its_sessions_over_new_rules_and_over_a_peer_that_comes_back() {
+    let settings =
+        |rules: &str| FunctionSettings::Firewall { policy: read_text("rules", rules).unwrap(), sessions_max: 10 };
+    let web = "rules: [{ name: web, action: reflect, protocol: udp, ports: 80 }]";
+    let mut testbed = Testbed::start("fire", &settings(web));
+    let (there, back) = (udp(1, 2, 9, 80), udp(2, 1, 80, 9));
+    let counters = Arc::clone(testbed.hop.counters());
+    testbed.send(Side::Network, &back);
+    wait_for(|| counters.sides[1].dropped.get() == 1, "nobody asked for it");
+    testbed.send(Side::Client, &there);
+    assert_eq!(testbed.receive(Side::Network), there);
+    let newer = settings(
+        "rules: [{ name: none, action: deny, protocol: tcp }, { name: web, action: reflect, protocol: udp, ports: 80 }]",
+    );
+    let (told, adopted) = std::sync::mpsc::channel();
+    assert!(testbed.hop.order(move |function| told.send(function.adopt(&newer)).unwrap()));
+    assert_eq!(adopted.recv_timeout(TIMEOUT), Ok(true));
+    testbed.send(Side::Network, &back);
+    assert_eq!(testbed.receive(Side::Client), back, "it has a session");
+    assert_eq!(counters.sides[1].dropped.get(), 1);
+    testbed.part(Side::Client);
+    testbed.join(Side::Client);
+    testbed.send(Side::Network, &back);
+    assert_eq!(testbed.receive(Side::Client), back);
+}
+
+#[test]
+fn what_finds_the_next_end_full_waits_and_nothing_is_lost() {
+    let mut testbed = Testbed::start("full", &FunctionSettings::Passthrough);
+    // More than all rings on the way have.
+    let count = 6000_u32;
+    let frame = |number: u32| [&[2; 12][..], &[0x12, 0x34], &number.to_be_bytes(), &[0; 46]].concat();
+    let mut received = 0;
+    for number in 0..count {
+        while !testbed.try_send(Side::Client, &frame(number)) {
+            assert_eq!(testbed.receive(Side::Network), frame(received));
+            received += 1;
+        }
+    }
+    while received < count {
+        assert_eq!(testbed.receive(Side::Network), frame(received));
+        received += 1;
+    }
+}
+
+#[test]
+fn what_finds_nobody_is_dropped_and_counted() {
+    let mut testbed = Testbed::start("lost", &FunctionSettings::Passthrough);
+    testbed.part(Side::Network);
+    testbed.send(Side::Client, &udp(1, 2, 3, 4));
+    let lost = || testbed.hop.counters().sides[0].lost.get();
+    wait_for(|| lost() == 1, "it is lost");
+}
+
+/// A hop whose peers are here.
+struct Testbed {
+    hop: Hop<AnyFunction>,
+    peers: [Option<Endpoint>; 2],
+    specs: [MemifSpec; 2],
+    events: Arc<Mutex<Vec<(Side, HopEvent)>>>,
+    notifier: Notifier,
+}
+
+impl Testbed {
+    fn start(name: &str, settings: &FunctionSettings) -> Self {
+        let specs = Side::BOTH.map(|side| {
+            let socket = format!("@ferrule-hop-{}-{name}-{}", std::process::id(), side.word());
+            MemifSpec::new(socket.parse().unwrap(), Role::Server)
+        });
+        let ours = specs.clone().map(|spec| EndSpec::Memif(MemifSpec { role: Role::Client, ..spec }));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&events);
+        let say = move |side, event| told.lock().unwrap().push((side, event));
+        let hop = Hop::start(AnyFunction::new(Link::Ethernet, settings), ours, say).unwrap();
+        let mut testbed = Self { hop, peers: [None, None], specs, events, notifier: Notifier::new().unwrap() };
+        Side::BOTH.into_iter().for_each(|side| testbed.join(side));
+        testbed
+    }
+
+    fn join(&mut self, side: Side) {
+        self.peers[side.index()] = Some(Endpoint::open(&self.specs[side.index()], TIMEOUT).unwrap());
+        let counters = Arc::clone(self.hop.counters());
+        wait_for(|| counters.sides[side.index()].is_connected(), "the hop has its end");
+    }
+
+    fn part(&mut self, side: Side) {
+        self.peers[side.index()] = None;
+        let gone = |(whose, event): &(Side, HopEvent)| *whose == side && matches!(event, HopEvent::Gone { .. });
+        let events = Arc::clone(&self.events);
+        wait_for(|| events.lock().unwrap().iter().any(gone), "the hop has noticed");
+    }
+
+    fn send(&mut self, side: Side, frame: &[u8]) {
+        let deadline = Instant::now() + TIMEOUT;
+        while !self.try_send(side, frame) {
+            assert!(Instant::now() < deadline, "no room");
+        }
+    }
+
+    fn try_send(&mut self, side: Side, frame: &[u8]) -> bool {
+        let sender = &mut self.peers[side.index()].as_mut().unwrap().queues.senders[0];
+        sender.refresh().unwrap();
+        let put = sender.put(&Frame { bytes: frame.into(), offload: None, slots: 0 }).unwrap();
+        if sender.publish() {
+            self.notifier.notify(sender.notify_fd().unwrap()).unwrap();
+        }
+        put == Put::Stored
+    }
+
+    fn receive(&mut self, side: Side) -> Vec<u8> {
+        let peer = self.peers[side.index()].as_mut().unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        let mut gather = vec![0; FRAME_MAX];
+        loop {
+            let receiver = &mut peer.queues.receivers[0];
+            if receiver.refresh().unwrap() {
+                let frame = receiver.peek(&mut gather).unwrap().unwrap();
+                let (slots, mut bytes) = (frame.slots, vec![0; frame.bytes.len()]);
+                assert!(frame.bytes.copy_out(&mut bytes));
+                receiver.advance(slots);
+                receiver.release();
+                return bytes;
+            }
+            assert!(Instant::now() < deadline, "no frame");
+            peer.sleep(deadline - Instant::now());
+        }
+    }
+}
+
+fn wait_for(is_so: impl Fn() -> bool, what: &str) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn udp(from: u8, to: u8, near: u16, far: u16) -> Vec<u8> {
+    let ip = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, from, 10, 0, 0, to];
+    [&[2; 12][..], &[8, 0], &ip, &near.to_be_bytes(), &far.to_be_bytes(), &[0, 8, 0, 0]].concat()
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
