@@ -48,9 +48,15 @@ pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result
     servers.ready(format_args!("{} `{}`", word(&config), config.name));
     let followed = Followed::new(Config::FILE, path, contents);
     let reloader = Reloader { started: config, hop: Arc::clone(&hop), counters };
+    let has_page = servers.page().is_some();
+    let failed = async {
+        // Without a page there is no server that could end.
+        if has_page { servers.failed().await } else { std::future::pending().await }
+    };
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        error = servers.failed() => Err(error.into()),
+        error = failed => Err(error.into()),
+        () = died(&hop) => Err(RunError::Died),
         () = reload_on_change(Some((followed, reloader)), Config::FILE, hangup) => Ok(()),
     };
     servers.stop(STOP_GRACE).await;
@@ -71,9 +77,19 @@ pub enum RunError {
     /// The hop.
     #[error(transparent)]
     Hop(#[from] HopError),
+    /// A thread of the hop ended.
+    #[error("a thread of the function ended by itself; its panic is above")]
+    Died,
     /// Something ended that should not have.
     #[error(transparent)]
     Server(#[from] ServerError),
+}
+
+/// Returns when a thread of the hop has ended.
+async fn died(hop: &Hop<AnyFunction>) {
+    while hop.is_alive() {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn word(config: &Config) -> &'static str {
@@ -138,5 +154,7 @@ impl Reload for Reloader {
     }
 }
 
+/// Between two looks at the threads.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a client of the page may take to read its last answer.
 const STOP_GRACE: Duration = Duration::from_millis(500);

@@ -104,6 +104,11 @@ impl<F: Function + Send + 'static> Hop<F> {
         &self.counters
     }
 
+    /// Whether all of its threads are there.
+    pub fn is_alive(&self) -> bool {
+        !self.threads.iter().any(thread::JoinHandle::is_finished)
+    }
+
     /// Has the worker do something with the function between two bursts, at the latest after a nap. `false`: it is not there any more.
     pub fn order(&self, order: impl FnOnce(&mut F) + Send + 'static) -> bool {
         self.orders.send(Box::new(order)).is_ok()
