@@ -6,7 +6,7 @@
 //! Modules in reading order:
 //! - [`function`]: what every function is
 //! - [`packet`]: the headers of a frame, checked; checksums
-//! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations
+//! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations; [`tcp_state`]
 //! - [`fragments`]: later fragments share the fate of the first one
 //! - [`firewall`]: ordered rules, and the ways back that they open; [`passthrough`]: nothing is judged
 //! - [`any`]: whichever function the settings name
@@ -29,6 +29,7 @@ pub mod hop;
 pub mod packet;
 pub mod passthrough;
 pub mod sessions;
+pub mod tcp_state;
 pub mod webserver;
 
 pub use function::{Disposition, Function, Side};

@@ -10,11 +10,12 @@ use hashbrown::HashTable;
 
 use crate::flow::FlowKey;
 
-/// Conversations with what is known of each, in classes that idle for different times.
+/// Conversations with what is known of each, in classes that idle for different times. Each is found by any of its keys.
 #[derive(Debug)]
-pub struct Sessions<S> {
+pub struct Sessions<S, const KEYS: usize = 1> {
+    /// The number of a conversation, times `KEYS`, and which key.
     table: HashTable<u32>,
-    slots: Vec<Slot<S>>,
+    slots: Vec<Slot<S, KEYS>>,
     free: Vec<u32>,
     queues: Vec<Queue>,
     /// Seeded anew in every process: peers choose addresses and ports, and must not choose where they collide.
@@ -22,6 +23,7 @@ pub struct Sessions<S> {
     max: usize,
     evicted: u64,
     refused: u64,
+    gone: Option<Vec<S>>,
 }
 
 /// How long conversations of a class idle, and whether the oldest of them makes room when the table is full.
@@ -34,8 +36,8 @@ pub struct Class {
 }
 
 #[derive(Debug)]
-struct Slot<S> {
-    key: FlowKey,
+struct Slot<S, const KEYS: usize> {
+    keys: [FlowKey; KEYS],
     seen_ms: u64,
     class: u8,
     links: Links,
@@ -55,7 +57,7 @@ struct Queue {
     last: u32,
 }
 
-impl<S> Sessions<S> {
+impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
     /// An empty table of at most `max` conversations. Memory is taken as they come.
     pub fn new(max: usize, classes: &[Class]) -> Self {
         let queue = |&class| Queue { class, first: NONE, last: NONE };
@@ -65,7 +67,8 @@ impl<S> Sessions<S> {
             free: Vec::new(),
             queues: classes.iter().map(queue).collect(),
             hasher: RandomState::default(),
-            max: max.min(NONE as usize - 1),
+            max: max.min(NONE as usize / KEYS - 1),
+            gone: None,
             evicted: 0,
             refused: 0,
         }
@@ -74,7 +77,7 @@ impl<S> Sessions<S> {
     /// How many there are; those that are idle and not met yet count.
     #[inline]
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.table.len() / KEYS
     }
 
     /// Whether there are none.
@@ -97,7 +100,7 @@ impl<S> Sessions<S> {
     /// The number of a conversation that is there and not idle.
     #[inline]
     pub fn find(&mut self, key: &FlowKey, hash: u64, now_ms: u64) -> Option<u32> {
-        let id = *self.table.find(hash, |&id| self.slots[id as usize].key == *key)?;
+        let id = *self.table.find(hash, |&entry| *self.key_of(entry) == *key)? / KEYS as u32;
         let slot = &self.slots[id as usize];
         if self.is_idle(slot.seen_ms, slot.class, now_ms) {
             self.remove(id);
@@ -124,13 +127,13 @@ impl<S> Sessions<S> {
     }
 
     /// Adds one that is not there. Its number; none: the table is full, of such as must stay.
-    pub fn insert(&mut self, key: FlowKey, class: u8, value: S, now_ms: u64) -> Option<u32> {
+    pub fn insert(&mut self, keys: [FlowKey; KEYS], class: u8, value: S, now_ms: u64) -> Option<u32> {
         self.expire(now_ms, EXPIRED_AT_ONCE);
         if self.len() >= self.max && !self.evict() {
             self.refused += 1;
             return None;
         }
-        let slot = Slot { key, seen_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
+        let slot = Slot { keys, seen_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
         let id = if let Some(id) = self.free.pop() {
             self.slots[id as usize] = slot;
             id
@@ -141,18 +144,37 @@ impl<S> Sessions<S> {
         };
         self.append(id, class);
         let Self { table, slots, hasher, .. } = self;
-        table.insert_unique(hasher.hash_one(key), id, |&id| hasher.hash_one(slots[id as usize].key));
+        for (which, key) in keys.iter().enumerate() {
+            let entry = id * KEYS as u32 + which as u32;
+            table.insert_unique(hasher.hash_one(key), entry, |&entry| hasher.hash_one(key_of(slots, entry)));
+        }
         Some(id)
     }
 
     /// Forgets one.
     pub fn remove(&mut self, id: u32) {
-        let hash = self.hasher.hash_one(self.slots[id as usize].key);
-        if let Ok(entry) = self.table.find_entry(hash, |&other| other == id) {
+        for which in 0..KEYS as u32 {
+            let wanted = id * KEYS as u32 + which;
+            let hash = self.hasher.hash_one(self.key_of(wanted));
+            let Ok(entry) = self.table.find_entry(hash, |&entry| entry == wanted) else { return };
             entry.remove();
-            self.unlink(id);
-            self.free.push(id);
         }
+        self.unlink(id);
+        self.free.push(id);
+        if let Some(gone) = &mut self.gone {
+            gone.push(self.slots[id as usize].value);
+        }
+    }
+
+    /// Keeps what was known of those that are forgotten, for [`Self::take_gone`].
+    #[must_use]
+    pub fn keeping_gone(self) -> Self {
+        Self { gone: Some(Vec::new()), ..self }
+    }
+
+    /// What was known of those that were forgotten since this was last asked.
+    pub fn take_gone(&mut self) -> Vec<S> {
+        self.gone.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Forgets idle ones, after looking at no more than `looks` of each class.
@@ -173,6 +195,10 @@ impl<S> Sessions<S> {
                 }
             }
         }
+    }
+
+    fn key_of(&self, entry: u32) -> &FlowKey {
+        key_of(&self.slots, entry)
     }
 
     fn is_idle(&self, seen_ms: u64, class: u8, now_ms: u64) -> bool {
@@ -234,6 +260,11 @@ impl<S> Sessions<S> {
             after => self.slots[after as usize].links.before = before,
         }
     }
+}
+
+#[inline]
+fn key_of<S, const KEYS: usize>(slots: &[Slot<S, KEYS>], entry: u32) -> &FlowKey {
+    &slots[entry as usize / KEYS].keys[entry as usize % KEYS]
 }
 
 /// No conversation.

@@ -175,7 +175,7 @@ impl Firewall {
             return Verdict::PassRule(rule);
         }
         let session = Session::new(side, headers, rule, self.generation);
-        match self.sessions.insert(key, class_of(headers.protocol), session, now_ms) {
+        match self.sessions.insert([key], class_of(headers.protocol), session, now_ms) {
             Some(_) => Verdict::PassRule(rule),
             None => Verdict::Drop(Reason::SessionsFull),
         }

@@ -2,8 +2,9 @@
 
 use super::rule::Tuple;
 use crate::function::Side;
-use crate::packet::{Headers, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, opens_way_back};
+use crate::packet::{Headers, TCP, opens_way_back};
 use crate::sessions::Class;
+use crate::tcp_state::TcpState;
 
 /// A session.
 #[derive(Clone, Copy, Debug)]
@@ -16,14 +17,13 @@ pub struct Session {
     pub opener: Side,
     /// With what.
     pub opening: Tuple,
-    /// TCP flags seen from either side.
-    seen: [u8; 2],
+    tcp: TcpState,
 }
 
 impl Session {
     /// One that this packet opens.
     pub fn new(opener: Side, headers: &Headers, rule: u32, generation: u32) -> Self {
-        let mut session = Self { generation, rule, opener, opening: Tuple::of(headers), seen: [0; 2] };
+        let mut session = Self { generation, rule, opener, opening: Tuple::of(headers), tcp: TcpState::default() };
         session.see(opener, headers);
         session
     }
@@ -36,15 +36,9 @@ impl Session {
     /// Notes a packet of it.
     #[inline]
     pub fn see(&mut self, side: Side, headers: &Headers) {
-        if headers.protocol != TCP {
-            return;
+        if headers.protocol == TCP {
+            self.tcp.see(side, headers.tcp_flags);
         }
-        let flags = headers.tcp_flags;
-        if flags & (TCP_SYN | TCP_ACK) == TCP_SYN && self.is_ending() {
-            // The same ports, once more.
-            self.seen = [0; 2];
-        }
-        self.seen[side.index()] |= flags;
     }
 
     /// The class that it idles in.
@@ -53,13 +47,7 @@ impl Session {
         if self.opening.protocol != TCP {
             return OTHER;
         }
-        let both = TCP_SYN | TCP_ACK;
-        let established = self.seen.iter().all(|seen| seen & both == both) && !self.is_ending();
-        if established { TCP_ESTABLISHED } else { TCP_TRANSIENT }
-    }
-
-    fn is_ending(&self) -> bool {
-        (self.seen[0] | self.seen[1]) & (TCP_FIN | TCP_RST) != 0
+        if self.tcp.is_established() { TCP_ESTABLISHED } else { TCP_TRANSIENT }
     }
 }
 

@@ -14,7 +14,7 @@ const CLASSES: [Class; 2] =
 #[test]
 fn one_is_found_until_it_has_idled_for_its_time() {
     let mut sessions = Sessions::new(10, &CLASSES);
-    let id = sessions.insert(key(1), SHORT, "one", 0).unwrap();
+    let id = sessions.insert([key(1)], SHORT, "one", 0).unwrap();
     assert_eq!(find(&mut sessions, 1, 9), Some(id));
     sessions.touch(id, SHORT, 9);
     assert_eq!(find(&mut sessions, 1, 18), Some(id));
@@ -25,23 +25,39 @@ fn one_is_found_until_it_has_idled_for_its_time() {
 #[test]
 fn a_full_table_forgets_the_oldest_of_those_that_may_go_and_refuses_otherwise() {
     let mut sessions = Sessions::new(3, &CLASSES);
-    let first = sessions.insert(key(1), SHORT, (), 0).unwrap();
-    sessions.insert(key(2), SHORT, (), 1);
-    sessions.insert(key(3), LONG, (), 2);
+    let first = sessions.insert([key(1)], SHORT, (), 0).unwrap();
+    sessions.insert([key(2)], SHORT, (), 1);
+    sessions.insert([key(3)], LONG, (), 2);
     sessions.touch(first, SHORT, 3);
-    sessions.insert(key(4), LONG, (), 4);
+    sessions.insert([key(4)], LONG, (), 4);
     assert_eq!(find(&mut sessions, 2, 4), None, "it was idle for longer than the first");
-    sessions.insert(key(5), LONG, (), 4);
+    sessions.insert([key(5)], LONG, (), 4);
     assert_eq!((find(&mut sessions, 1, 4), sessions.len()), (None, 3));
-    assert_eq!(sessions.insert(key(6), SHORT, (), 4), None, "the others stay");
+    assert_eq!(sessions.insert([key(6)], SHORT, (), 4), None, "the others stay");
     assert_eq!(sessions.overflows(), (2, 1));
-    assert!(sessions.insert(key(7), SHORT, (), 102).is_some(), "the idle ones made room");
+    assert!(sessions.insert([key(7)], SHORT, (), 102).is_some(), "the idle ones made room");
+}
+
+#[test]
+fn one_of_two_keys_is_found_by_either_and_goes_with_both() {
+    let mut sessions = Sessions::<_, 2>::new(2, &CLASSES).keeping_gone();
+    let find = |sessions: &mut Sessions<_, 2>, number| {
+        let hash = sessions.hash(&key(number));
+        sessions.find(&key(number), hash, 0)
+    };
+    let id = sessions.insert([key(1), key(2)], SHORT, "pair", 0);
+    sessions.insert([key(3), key(4)], SHORT, "other", 0);
+    assert_eq!((find(&mut sessions, 1), find(&mut sessions, 2), sessions.len()), (id, id, 2));
+    sessions.remove(id.unwrap());
+    assert_eq!((find(&mut sessions, 1), find(&mut sessions, 2), sessions.len()), (None, None, 1));
+    assert!(find(&mut sessions, 3).is_some() && find(&mut sessions, 3) == find(&mut sessions, 4));
+    assert_eq!((sessions.take_gone(), sessions.take_gone()), (vec!["pair"], vec![]));
 }
 
 #[test]
 fn another_class_has_another_time() {
     let mut sessions = Sessions::new(3, &CLASSES);
-    let id = sessions.insert(key(1), SHORT, (), 0).unwrap();
+    let id = sessions.insert([key(1)], SHORT, (), 0).unwrap();
     sessions.touch(id, LONG, 5);
     assert_eq!(find(&mut sessions, 1, 104), Some(id));
     sessions.touch(id, SHORT, 104);
@@ -52,7 +68,7 @@ fn another_class_has_another_time() {
 fn memory_is_bounded_under_ever_new_keys() {
     let mut sessions = Sessions::new(100, &CLASSES);
     for number in 0..10_000 {
-        sessions.insert(key(number), SHORT, (), u64::from(number) / 1000);
+        sessions.insert([key(number)], SHORT, (), u64::from(number) / 1000);
     }
     assert_eq!((sessions.len(), sessions.slots.len()), (100, 100));
 }
@@ -71,7 +87,7 @@ proptest! {
             prop_assert_eq!(found.is_some(), obvious.contains_key(&number));
             match (found, what) {
                 (None, _) => {
-                    prop_assert!(sessions.insert(key(number), class, number, now).is_some());
+                    prop_assert!(sessions.insert([key(number)], class, number, now).is_some());
                     obvious.insert(number, (now, class));
                 }
                 (Some(id), 0) => {
@@ -92,7 +108,7 @@ proptest! {
     }
 }
 
-fn find<S>(sessions: &mut Sessions<S>, number: u32, now_ms: u64) -> Option<u32> {
+fn find<S: Copy>(sessions: &mut Sessions<S>, number: u32, now_ms: u64) -> Option<u32> {
     let key = key(number);
     let hash = sessions.hash(&key);
     sessions.find(&key, hash, now_ms)
