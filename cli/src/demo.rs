@@ -6,7 +6,7 @@
 //! In reading order: `needs` (what a machine must have), `testbed` (what is made and removed), `plan` (the wires),
 //! `daemon` (a child process), `responder` (who answers on a memif end), `steps` (what is done, in order), `ping`,
 //! `tcp` and `rate` (the traffic), `counters` (what the forwarder counted, against what its peers did), `report`. And `pod`: the same
-//! for two pods that get their ends from a device plugin.
+//! for two pods that get their ends from a device plugin; `chain`: service chains, whose hops are wires.
 
 use std::fmt;
 use std::io::Write as _;
@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::CliError;
 
+mod chain;
 mod counters;
 mod daemon;
 mod needs;
@@ -56,12 +57,16 @@ pub struct DemoArgs {
 pub enum DemoCommand {
     /// Two pods get endpoints from the device plugin, as a kubelet gives them, and the forwarder joins them
     Pod(pod::PodDemoArgs),
+    /// A client reaches a VPN gateway through a firewall and three passthroughs, each a process, each hop a wire
+    SecureIntranet(chain::ChainDemoArgs),
 }
 
 /// Shows it, and fails unless every check passed.
 pub async fn run(args: DemoArgs) -> Result<(), CliError> {
-    if let Some(DemoCommand::Pod(args)) = args.what {
-        return pod::run(args).await;
+    match args.what {
+        Some(DemoCommand::Pod(args)) => return pod::run(args).await,
+        Some(DemoCommand::SecureIntranet(args)) => return chain::run(args, chain::ChainDemo::SecureIntranet).await,
+        None => {}
     }
     let (json, progress) = (args.json, Progress::new(args.json));
     let work = move |handle: &Handle, stop: &Stop| steps::run(args.forwarder, handle, stop, progress);
@@ -163,6 +168,14 @@ pub enum DemoError {
         step: &'static str,
         /// Why.
         problem: String,
+    },
+    /// Checks of a service chain failed; each was told already.
+    #[error("{} of {checked} checks failed: {}", failed.len(), failed.join(", "))]
+    Checks {
+        /// Names of the checks that failed.
+        failed: Vec<&'static str>,
+        /// How many checks there were.
+        checked: usize,
     },
     /// Checks failed; each was told already.
     #[error("{} of {checked} wires failed: {}", failed.len(), failed.join(", "))]

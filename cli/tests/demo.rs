@@ -77,6 +77,29 @@ fn two_pods_get_what_the_device_plugin_gives_and_ping_each_other() {
 }
 
 #[test]
+fn a_client_reaches_the_gateway_through_firewall_and_passthroughs_on_one_port_and_not_on_the_other() {
+    let name = "a_client_reaches_the_gateway_through_firewall_and_passthroughs_on_one_port_and_not_on_the_other";
+    if let Some(lacking) = lacking() {
+        return skip(name, &lacking);
+    }
+    let (pid, document) = passes(&["secure-intranet", "--json"]);
+    let checks = document["clients"][0]["checks"].as_array().unwrap();
+    let who = "NSC vpn-gateway-nsc with IP 172.16.1.1";
+    let target = "vpn-gateway-nse TargetIP: 172.16.1.2";
+    for (check, (name, line, seen)) in checks.iter().zip([
+        ("ping", format!("{who} pinging {target} successful"), "5 of 5 answered"),
+        ("port 80", format!("{who} accessing {target} TargetPort:80 successful"), "112 bytes"),
+        ("port 8080", format!("{who} blocked {target} TargetPort:8080"), "timed out"),
+    ]) {
+        assert_eq!((&check["name"], &check["passed"]), (&name.into(), &true.into()), "{check:#}");
+        assert_eq!((&check["line"], &check["seen"]), (&line.into(), &seen.into()), "{check:#}");
+    }
+    assert_eq!(checks.len(), 3);
+    assert_nothing_is_left_of(pid);
+    assert_eq!(processes_of(pid), [0; 0]);
+}
+
+#[test]
 fn a_forwarder_that_does_not_start_is_told_and_nothing_is_left() {
     if let Some(lacking) = lacking() {
         return skip("a_forwarder_that_does_not_start_is_told_and_nothing_is_left", &lacking);
@@ -231,10 +254,10 @@ fn assert_nothing_is_left_of(pid: u32) {
 
 /// What this machine lacks for a demo.
 fn lacking() -> Option<String> {
-    for name in ["dpdk-forwarder", "device-plugin"] {
+    for name in ["dpdk-forwarder", "device-plugin", "network-function"] {
         let program = Path::new(FERRULE).with_file_name(name);
         if !program.exists() {
-            return Some(format!("{} (cargo build -p {name})", program.display()));
+            return Some(format!("{} (cargo build --bin {name})", program.display()));
         }
     }
     // It looks for what it needs before anything else.

@@ -151,7 +151,7 @@ pub(super) fn beside_us(name: &'static str, crate_name: &str, option: &str) -> R
         return Ok(program);
     }
     let problem = format!(
-        "it is not beside this program; build it with `cargo build -p {crate_name}`, or name one with {option}"
+        "it is not beside this program; build it with `cargo build --bin {crate_name}`, or name one with {option}"
     );
     Err(DemoError::Daemon { name, program, problem })
 }

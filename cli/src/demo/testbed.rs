@@ -113,7 +113,8 @@ fn daemons(directory: &Path) -> impl Iterator<Item = i32> {
     let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     noted.chain(all.filter(|pid: &i32| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        DAEMONS.contains(&name.trim_end())
+        // The kernel keeps so much of a name.
+        DAEMONS.iter().any(|daemon| daemon[..daemon.len().min(COMM_MAX)] == *name.trim_end())
     }))
 }
 
@@ -165,7 +166,9 @@ const RUN: &str = "/run";
 const NETNS: &str = "/run/netns";
 const PID_FILE: &str = ".pid";
 /// What a demo starts, unless it is told to start something else.
-const DAEMONS: [&str; 2] = ["dpdk-forwarder", "device-plugin"];
+const DAEMONS: [&str; 3] = ["dpdk-forwarder", "device-plugin", "network-function"];
+/// `TASK_COMM_LEN` less the closing NUL.
+const COMM_MAX: usize = 15;
 
 #[cfg(test)]
 mod tests {
