@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use self::metrics::Snapshot;
 use crate::any::{AnyCounters, AnyFunction};
-use crate::config::{Config, ConfigFile};
+use crate::config::{Config, ConfigFile, HopEnd};
 use crate::function::Side;
 use crate::hop::{Hop, HopError, HopEvent};
 
@@ -31,7 +31,7 @@ pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result
     };
     let function = AnyFunction::new(config.link(), &config.function);
     let counters = Arc::new(Mutex::new(function.counters()));
-    let specs = config.ends.each_ref().map(|end| end.spec());
+    let specs = config.ends.each_ref().map(HopEnd::spec);
     let hop = Arc::new(Hop::start(function, specs, say)?);
     let mut servers = Servers::new();
     if let Some(listener) = listener {

@@ -42,6 +42,7 @@ impl Side {
 
     /// The other one.
     #[inline]
+    #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::Client => Self::Network,

@@ -22,12 +22,12 @@ impl TcpState {
 
     /// SYN and ACK were seen both ways, and nobody has begun to end it.
     #[inline]
-    pub fn is_established(&self) -> bool {
+    pub fn is_established(self) -> bool {
         let both = TCP_SYN | TCP_ACK;
         self.seen.iter().all(|seen| seen & both == both) && !self.is_ending()
     }
 
-    fn is_ending(&self) -> bool {
+    fn is_ending(self) -> bool {
         (self.seen[0] | self.seen[1]) & (TCP_FIN | TCP_RST) != 0
     }
 }

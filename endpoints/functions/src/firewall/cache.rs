@@ -20,15 +20,8 @@ struct Place {
 }
 
 impl Cache {
-    /// An empty one.
-    pub fn new() -> Self {
-        let empty = Place { key: None, side: Side::Client, rule: NO_RULE };
-        Self { places: vec![empty; PLACES].into() }
-    }
-
     /// The rule that was found for a flow; the outer none: it is not known.
     #[inline]
-    #[expect(clippy::option_option, reason = "whether it is known, and whether there is one")]
     pub fn find(&self, side: Side, key: &FlowKey, hash: u64) -> Option<Option<u32>> {
         let place = &self.places[index(hash, side)];
         let known = place.side == side && place.key.as_ref() == Some(key);
@@ -42,7 +35,15 @@ impl Cache {
 
     /// Forgets all of it.
     pub fn clear(&mut self) {
-        *self = Self::new();
+        *self = Self::default();
+    }
+}
+
+impl Default for Cache {
+    /// An empty one.
+    fn default() -> Self {
+        let empty = Place { key: None, side: Side::Client, rule: NO_RULE };
+        Self { places: vec![empty; PLACES].into() }
     }
 }
 

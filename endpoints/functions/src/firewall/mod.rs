@@ -55,7 +55,7 @@ impl Firewall {
             classifiers: compile(&policy),
             generation: 0,
             sessions: Sessions::new(sessions_max, &classes()),
-            cache: Cache::new(),
+            cache: Cache::default(),
             fragments: Fragments::new(),
             counters: Arc::new(Counters::new(policy.rules.iter().map(|rule| rule.name.as_str()), None)),
             policy,

@@ -55,7 +55,7 @@ impl Change {
 
 /// The checksum over `bytes`, whose own field holds 0, and what is added to their sum.
 pub fn full(bytes: &[u8], more: u32) -> u16 {
-    !fold(u32::from(Span::from(bytes).ones_sum()) + fold(more) as u32)
+    !fold(u32::from(Span::from(bytes).ones_sum()) + u32::from(fold(more)))
 }
 
 /// Whether bytes with their checksum in them are as they were sent. `more` is the sum of a pseudo-header.

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::{Field, closest};
 
-use super::{DENY_ALL, check_names, contradiction, prefix};
+use super::{check_names, contradiction, prefix};
 use crate::firewall::rule::{Action, Match, Policy, Rule, Unmatched};
 use crate::packet::{Family, ICMP, TCP, UDP};
 
@@ -26,7 +26,7 @@ pub fn read(field: &Field<'_>) -> Policy {
     }
     check_names(field, entries.iter().map(|(name, place)| (*name, place.clone())));
     let rules = entries.iter().filter_map(|(name, field)| read_rule(name, field)).collect();
-    Policy { rules, unmatched: [Unmatched::Deny, Unmatched::Permit], not_ip: Unmatched::Permit, ..DENY_ALL }
+    Policy { rules, unmatched: [Unmatched::Deny, Unmatched::Permit], not_ip: Unmatched::Permit }
 }
 
 fn read_rule(name: &str, field: &Field<'_>) -> Option<Rule> {
@@ -97,15 +97,13 @@ fn read_protocol(pairs: &BTreeMap<String, &str>, problems: &mut Vec<String>) -> 
         found.push((ICMP, [kind.map_or(ANY, |kind| u16::from(kind)..=u16::from(kind)), ANY]));
     }
     for (protocol, low, up) in [(TCP, "tcplowport", "tcpupport"), (UDP, "udplowport", "udpupport")] {
-        let port = |key: &str, other: &str, problems: &mut Vec<String>| match pairs.get(key) {
-            Some(text) => text
-                .parse::<u16>()
-                .map_err(|_| problems.push(format!("{key}=`{text}`; a number up to 65535 is wanted")))
-                .ok(),
-            None => {
+        let port = |key: &str, other: &str, problems: &mut Vec<String>| {
+            let Some(text) = pairs.get(key) else {
                 problems.push(format!("{other} without {key}; add {key}, the same for one port"));
-                None
-            }
+                return None;
+            };
+            let wrong = |_| problems.push(format!("{key}=`{text}`; a number up to 65535 is wanted"));
+            text.parse::<u16>().map_err(wrong).ok()
         };
         if !pairs.contains_key(low) && !pairs.contains_key(up) {
             continue;

@@ -7,6 +7,7 @@
 //!   - { name: dns, action: permit, from: either, protocol: udp, destination: 10.0.0.0/8, ports: 53 }
 //! ```
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::{Field, Table};
@@ -73,16 +74,10 @@ fn read_protocol(field: &Field<'_>) -> Option<u8> {
 
 fn read_prefix(field: &Field<'_>) -> Option<IpNet> {
     let text = field.text()?;
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
-        // One address.
-        Err(_) => match text.parse::<std::net::IpAddr>() {
-            Ok(address) => address.into(),
-            Err(_) => {
-                field.wrong(format!("`{text}`; an address or a prefix such as 10.0.0.0/8 or fd00::/8 is wanted"));
-                return None;
-            }
-        },
+    let one = || text.parse::<IpAddr>().map(IpNet::from);
+    let Ok(net) = text.parse::<IpNet>().or_else(|_| one()) else {
+        field.wrong(format!("`{text}`; an address or a prefix such as 10.0.0.0/8 or fd00::/8 is wanted"));
+        return None;
     };
     if net.trunc() != net {
         field.wrong(format!("`{text}` has bits behind its length; write {} or {}", net.trunc(), net.addr()));
