@@ -3,7 +3,7 @@
 //!
 //! `cargo build --release --workspace --bins && cargo bench --workspace --bench nsm [-- COUNT ...]`
 //!
-//! Needs root. Each connection is a veth pair between two namespaces; the driver calls over one TLS connection for each, as managers do.
+//! Needs root. Each connection is a veth pair between two namespaces; the driver calls over one TLS connection for each, as managers in Go do.
 //! Endpoint and registry are our own processes on the same cores. Nothing passes or fails here.
 
 use std::os::fd::OwnedFd;
