@@ -6,6 +6,8 @@ use crate::config::FunctionSettings;
 use crate::firewall::Firewall;
 use crate::firewall::counters::Counters;
 use crate::function::{Disposition, Extra, Function, Side};
+use crate::nat44::Nat44;
+use crate::nat44::counters::NatCounters;
 use crate::packet::Link;
 use crate::passthrough::Passthrough;
 
@@ -16,6 +18,8 @@ pub enum AnyFunction {
     Passthrough(Passthrough),
     /// Rules decide.
     Firewall(Box<Firewall>),
+    /// Clients get addresses of a pool.
+    Nat44(Box<Nat44>),
 }
 
 /// What it counts, to be read by others.
@@ -25,6 +29,8 @@ pub enum AnyCounters {
     Passthrough,
     /// By rule and reason.
     Firewall(Arc<Counters>),
+    /// By reason.
+    Nat44(Arc<NatCounters>),
 }
 
 impl AnyFunction {
@@ -35,6 +41,7 @@ impl AnyFunction {
             FunctionSettings::Firewall { policy, sessions_max } => {
                 Self::Firewall(Box::new(Firewall::new(link, policy.clone(), *sessions_max)))
             }
+            FunctionSettings::Nat44(settings) => Self::Nat44(Box::new(Nat44::new(settings.clone()))),
         }
     }
 
@@ -46,6 +53,10 @@ impl AnyFunction {
                 firewall.set_policy(policy.clone());
                 true
             }
+            (Self::Nat44(nat), FunctionSettings::Nat44(settings)) => {
+                nat.set_settings(settings.clone());
+                true
+            }
             _ => false,
         }
     }
@@ -55,6 +66,7 @@ impl AnyFunction {
         match self {
             Self::Passthrough(_) => AnyCounters::Passthrough,
             Self::Firewall(firewall) => AnyCounters::Firewall(Arc::clone(firewall.counters())),
+            Self::Nat44(nat) => AnyCounters::Nat44(Arc::clone(nat.counters())),
         }
     }
 }
@@ -65,6 +77,7 @@ impl Function for AnyFunction {
         match self {
             Self::Passthrough(function) => function.frame(side, frame, now_ms, out),
             Self::Firewall(function) => function.frame(side, frame, now_ms, out),
+            Self::Nat44(function) => function.frame(side, frame, now_ms, out),
         }
     }
 
@@ -72,6 +85,7 @@ impl Function for AnyFunction {
         match self {
             Self::Passthrough(function) => function.tick(now_ms),
             Self::Firewall(function) => function.tick(now_ms),
+            Self::Nat44(function) => function.tick(now_ms),
         }
     }
 }

@@ -23,6 +23,7 @@ use ferrule_endpoints::vhost_user::FrontendSpec;
 use crate::firewall::file::read_text;
 use crate::firewall::file::{acl, one_line, own};
 use crate::firewall::rule::Policy;
+use crate::nat44::settings::{self, NatSettings};
 use crate::packet::Link;
 
 /// The settings of a hop, checked.
@@ -59,6 +60,8 @@ pub enum FunctionSettings {
         /// Sessions at a time.
         sessions_max: usize,
     },
+    /// Clients get addresses of a pool.
+    Nat44(NatSettings),
 }
 
 /// The settings and the file that they came from.
@@ -83,6 +86,7 @@ impl Config {
         note("network", self.ends[1] != newer.ends[1]);
         let sessions = |config: &Self| match &config.function {
             FunctionSettings::Firewall { sessions_max, .. } => Some(*sessions_max),
+            FunctionSettings::Nat44(settings) => Some(settings.sessions_max),
             FunctionSettings::Passthrough => None,
         };
         if std::mem::discriminant(&self.function) == std::mem::discriminant(&newer.function) {
@@ -123,7 +127,7 @@ impl FileSettings for Config {
 }
 
 fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
-    let table = field.table(&["name", "metrics", "client", "network", "passthrough", "firewall"])?;
+    let table = field.table(&["name", "metrics", "client", "network", "passthrough", "firewall", "nat44"])?;
     let name = table.required("name", "a name as metrics and the log are to call it").and_then(|field| field.text());
     let metrics = table.optional("metrics").map_or(Some(None), |field| {
         let text = field.text()?;
@@ -136,19 +140,24 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
     if client.mode() != network.mode() {
         field.wrong_below("network", "its frames begin otherwise than the client's; give both ends one mode");
     }
+    if let (Some(FunctionSettings::Nat44(_)), Mode::Ip) = (&function, client.mode()) {
+        field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
+    }
     Some(Config { name: name?.to_owned(), metrics: metrics?, ends: [client, network], function: function? })
 }
 
 fn read_function(field: &Field<'_>, table: &Table<'_>, directory: &Path) -> Option<FunctionSettings> {
-    match (table.optional("passthrough"), table.optional("firewall")) {
-        (Some(passthrough), None) => passthrough.table(&[]).map(|_| FunctionSettings::Passthrough),
-        (None, Some(firewall)) => read_firewall(&firewall, directory),
-        (Some(_), Some(second)) => {
-            second.wrong("a hop has one function; remove this or `passthrough`");
+    let given: Vec<_> = FUNCTIONS.iter().filter_map(|name| Some((*name, table.optional(name)?))).collect();
+    match &given[..] {
+        [("passthrough", passthrough)] => passthrough.table(&[]).map(|_| FunctionSettings::Passthrough),
+        [("firewall", firewall)] => read_firewall(firewall, directory),
+        [(_, nat44)] => settings::read(nat44).map(FunctionSettings::Nat44),
+        [] => {
+            field.wrong("no function; add `passthrough: {}`, `firewall: {..}` or `nat44: {..}`");
             None
         }
-        (None, None) => {
-            field.wrong("no function; add `passthrough: {}` or `firewall: {..}`");
+        [(first, _), (_, second), ..] => {
+            second.wrong(format!("a hop has one function; remove this or `{first}`"));
             None
         }
     }
@@ -255,6 +264,7 @@ fn stand_in() -> Config {
     Config { name: String::new(), metrics: None, ends: [nowhere(), nowhere()], function: FunctionSettings::Passthrough }
 }
 
+const FUNCTIONS: [&str; 3] = ["passthrough", "firewall", "nat44"];
 /// As VPP has it.
 const SESSIONS_DEFAULT: usize = 500_000;
 /// Some 200 bytes each.

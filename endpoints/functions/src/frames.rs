@@ -85,5 +85,11 @@ pub(crate) fn parts(frame: &[u8], id: u16, payload_len: usize) -> Vec<Vec<u8>> {
     payload.chunks(payload_len).enumerate().map(part).collect()
 }
 
+/// Who has `wanted`? Tell `from`.
+pub(crate) fn arp_request(mac: [u8; 6], from: u32, wanted: u32) -> Vec<u8> {
+    let start = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
+    [&[0xff; 6][..], &mac, &start, &mac, &from.to_be_bytes(), &[0; 6], &wanted.to_be_bytes()].concat()
+}
+
 pub(crate) const ETHERNET: usize = 14;
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];

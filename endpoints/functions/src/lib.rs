@@ -9,6 +9,7 @@
 //! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations; [`tcp_state`]
 //! - [`fragments`]: later fragments share the fate of the first one
 //! - [`firewall`]: ordered rules, and the ways back that they open; [`passthrough`]: nothing is judged
+//! - [`nat44`]: a router that gives clients addresses and ports of a pool
 //! - [`any`]: whichever function the settings name
 //! - [`hop`]: a function between two ends, with threads
 //! - [`config`]: the settings of a hop; [`daemon`]: it runs, follows its settings, is looked at
@@ -26,6 +27,7 @@ pub mod fragments;
 mod frames;
 pub mod function;
 pub mod hop;
+pub mod nat44;
 pub mod packet;
 pub mod passthrough;
 pub mod sessions;

@@ -5,6 +5,8 @@
 mod firewall;
 #[path = "../fuzz/bodies/frames.rs"]
 mod frames;
+#[path = "../fuzz/bodies/nat44.rs"]
+mod nat44;
 
 use std::hash::{BuildHasher, RandomState};
 use std::panic;
@@ -13,6 +15,11 @@ use std::time::{Duration, Instant};
 #[test]
 fn no_frame_does_a_firewall_harm() {
     spoil("firewall", &frames::seeds(), firewall::run);
+}
+
+#[test]
+fn no_frame_does_a_nat44_harm() {
+    spoil("nat44", &frames::seeds(), nat44::run);
 }
 
 /// Runs the good inputs, and then spoilt ones for some seconds. A failure shows the input.

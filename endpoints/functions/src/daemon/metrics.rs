@@ -12,6 +12,7 @@ use crate::firewall::counters::Counters;
 use crate::firewall::verdict::Reason;
 use crate::function::Side;
 use crate::hop::{HopCounters, SideCounters};
+use crate::nat44::counters::{NatCounters, NatReason};
 
 /// Everything that one scrape tells.
 #[derive(Debug)]
@@ -68,6 +69,20 @@ impl Snapshot {
         let sessions = ("ferrule_firewall_sessions", "Sessions that there are");
         gauges(encoder, sessions, [(self.labels(), firewall.sessions.get())])
     }
+
+    fn nat44(&self, encoder: &mut DescriptorEncoder<'_>, nat: &NatCounters) -> fmt::Result {
+        let translated = ("ferrule_nat44_translated", "Packets of this side that were translated");
+        let of_side = |side: Side| (self.of_side(side), nat.translated[side.index()].get());
+        counters(encoder, translated, Side::BOTH.map(of_side))?;
+        let of_reason = |reason: NatReason| {
+            let mut labels = self.labels();
+            labels.push(("reason", reason.word().to_owned()));
+            (labels, nat.of(reason))
+        };
+        let reasons = ("ferrule_nat44_other_frames", "Frames that were not translated, by reason");
+        counters(encoder, reasons, NatReason::ALL.map(of_reason))?;
+        gauges(encoder, ("ferrule_nat44_sessions", "Sessions that there are"), [(self.labels(), nat.sessions.get())])
+    }
 }
 
 impl Collector for Snapshot {
@@ -79,8 +94,10 @@ impl Collector for Snapshot {
         for (index, (name, help, _)) in COUNTS.iter().enumerate() {
             counters(encoder, (name, help), sides().map(|(side, (_, counts))| (self.of_side(side), counts[index])))?;
         }
-        if let AnyCounters::Firewall(firewall) = &self.function {
-            self.firewall(encoder, firewall)?;
+        match &self.function {
+            AnyCounters::Passthrough => {}
+            AnyCounters::Firewall(firewall) => self.firewall(encoder, firewall)?,
+            AnyCounters::Nat44(nat) => self.nat44(encoder, nat)?,
         }
         match &self.process {
             Some(process) => process.encode(encoder),

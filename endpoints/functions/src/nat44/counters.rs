@@ -1,0 +1,82 @@
+//! What a NAT44 has counted. One thread adds, any thread reads.
+
+use crate::counter::Counter;
+
+/// All counters.
+#[derive(Debug, Default)]
+pub struct NatCounters {
+    /// Packets that were translated, by the side they came in on.
+    pub translated: [Counter; 2],
+    /// Sessions that there are.
+    pub sessions: Counter,
+    /// Packets that went no further, by the reason.
+    pub reasons: [Counter; NatReason::ALL.len()],
+}
+
+impl NatCounters {
+    /// Packets of a reason.
+    pub fn of(&self, reason: NatReason) -> u64 {
+        self.reasons[reason as usize].get()
+    }
+}
+
+/// Why a packet goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NatReason {
+    /// It is broken, or its checksum is wrong where that matters.
+    Malformed,
+    /// It is not IPv4, or not for us.
+    NotOurs,
+    /// It was answered here.
+    Answered,
+    /// Its time to live is over.
+    Expired,
+    /// There is no way to where it goes.
+    NoRoute,
+    /// It comes from outside, and nobody inside has asked.
+    NoSession,
+    /// It is of TCP, and opens nothing.
+    NotOpening,
+    /// There are as many sessions as may be.
+    SessionsFull,
+    /// The client has as many sessions as it may have.
+    ClientFull,
+    /// No address has a port left for this destination.
+    NoPort,
+    /// A part of a packet whose first part did not come, or went no further.
+    LostFragment,
+}
+
+impl NatReason {
+    /// All of them, in their order.
+    pub const ALL: [Self; 11] = [
+        Self::Malformed,
+        Self::NotOurs,
+        Self::Answered,
+        Self::Expired,
+        Self::NoRoute,
+        Self::NoSession,
+        Self::NotOpening,
+        Self::SessionsFull,
+        Self::ClientFull,
+        Self::NoPort,
+        Self::LostFragment,
+    ];
+
+    /// As metrics call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NotOurs => "not-ours",
+            Self::Answered => "answered",
+            Self::Expired => "expired",
+            Self::NoRoute => "no-route",
+            Self::NoSession => "no-session",
+            Self::NotOpening => "not-opening",
+            Self::SessionsFull => "sessions-full",
+            Self::ClientFull => "client-full",
+            Self::NoPort => "no-port",
+            Self::LostFragment => "lost-fragment",
+        }
+    }
+}

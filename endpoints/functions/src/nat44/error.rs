@@ -1,0 +1,53 @@
+//! What a router says of a packet that it does not forward.
+
+use super::settings::NatInterface;
+use crate::function::{Extra, Side};
+use crate::packet::checksum;
+use crate::packet::{Headers, ICMP, quoted};
+
+/// Sends ICMP errors, so many in a second at most (RFC 1812, section 4.3.2.8).
+#[derive(Debug, Default)]
+pub struct ErrorLimit {
+    second: u64,
+    sent: u32,
+}
+
+impl ErrorLimit {
+    /// Tells whoever sent `frame`, which came in on `side`, unless it may not be told.
+    #[expect(clippy::too_many_arguments, reason = "an error has a type and a code, and is about a packet")]
+    pub fn send(
+        &mut self,
+        interface: &NatInterface,
+        side: Side,
+        kind: u8,
+        code: u8,
+        frame: &[u8],
+        headers: &Headers,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) {
+        let second = now_ms / 1000;
+        if second != self.second {
+            *self = Self { second, sent: 0 };
+        }
+        // Not about errors, nor about parts that do not say what they are.
+        if self.sent >= ERRORS_PER_SECOND || quoted(frame, headers).is_some() || !headers.has_transport() {
+            return;
+        }
+        self.sent += 1;
+        let quote = &frame[headers.ip_at..(headers.transport_at + 8).min(headers.end)];
+        let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0][..], quote].concat();
+        let sum = checksum::full(&message, 0);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let length = (20 + message.len() as u16).to_be_bytes();
+        let start = [0x45, 0xc0, length[0], length[1], 0, 0, 0, 0, 64, ICMP, 0, 0];
+        let (from, to) = (interface.address.addr().octets(), (headers.source as u32).to_be_bytes());
+        let mut header = [&start[..], &from, &to].concat();
+        let sum = checksum::full(&header, 0);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        let frame = [&frame[6..12], &interface.mac.0, &[8, 0], &header, &message].concat();
+        out.push(Extra { to: side, frame });
+    }
+}
+
+const ERRORS_PER_SECOND: u32 = 100;

@@ -1,0 +1,367 @@
+//! A NAT44: a router whose clients are known outside by addresses and ports of a pool.
+//!
+//! A session belongs to two tuples, the inside and the outside one, with the destination in both (endpoint-dependent, as VPP's default is):
+//! one port serves many destinations, and only whoever was asked can answer. ARP is answered for the pool and for our own addresses, and
+//! for no other.
+//!
+//! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`rewrite`] (addresses
+//! and checksums), [`neighbours`] (ARP), [`error`](mod@error) (what a router says), [`counters`].
+
+pub mod counters;
+pub mod error;
+pub mod neighbours;
+pub mod rewrite;
+pub mod session;
+pub mod settings;
+pub mod table;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ferrule_endpoints::Responder;
+
+use self::counters::{NatCounters, NatReason};
+use self::error::ErrorLimit;
+use self::neighbours::Neighbours;
+use self::rewrite::Which;
+use self::settings::{NatInterface, NatSettings};
+use self::table::NatTable;
+use crate::fragments::{Fragments, PacketId};
+use crate::function::{Disposition, Extra, Function, Side};
+use crate::packet::checksum;
+use crate::packet::{Family, Fragment, Headers, Link, Packet, Quoted, parse, quoted};
+
+/// A NAT44 with its sessions.
+#[derive(Debug)]
+pub struct Nat44 {
+    settings: NatSettings,
+    table: NatTable,
+    neighbours: [Neighbours; 2],
+    /// Answer ARP and pings for our own addresses, by side.
+    responders: [Responder; 2],
+    fragments: Fragments<Option<Rewrite>>,
+    errors: ErrorLimit,
+    counters: Arc<NatCounters>,
+}
+
+/// What becomes of the later parts of a packet.
+#[derive(Clone, Copy, Debug)]
+struct Rewrite {
+    which: Which,
+    end: (u32, u16),
+}
+
+impl Nat44 {
+    /// One that has seen nothing yet.
+    pub fn new(settings: NatSettings) -> Self {
+        Self {
+            table: NatTable::new(&settings),
+            neighbours: [Neighbours::new(settings.inside), Neighbours::new(settings.outside)],
+            responders: responders(&settings),
+            fragments: Fragments::new(),
+            errors: ErrorLimit::default(),
+            counters: Arc::default(),
+            settings,
+        }
+    }
+
+    /// Other settings from now on, but for how many sessions there may be. Sessions stay, with the addresses that they have.
+    pub fn set_settings(&mut self, settings: NatSettings) {
+        if (settings.inside, settings.outside) != (self.settings.inside, self.settings.outside) {
+            self.neighbours = [Neighbours::new(settings.inside), Neighbours::new(settings.outside)];
+        }
+        self.responders = responders(&settings);
+        self.table.set_settings(&settings);
+        self.settings = settings;
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Arc<NatCounters> {
+        &self.counters
+    }
+
+    /// Sessions that there are.
+    pub fn sessions(&self) -> usize {
+        self.table.len()
+    }
+
+    fn take(
+        &mut self,
+        side: Side,
+        frame: &mut [u8],
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Result<Disposition, NatReason> {
+        let headers = match parse(Link::Ethernet, frame) {
+            Ok(Packet::Ip(headers)) if headers.family == Family::V4 && headers.ip_at == ETHERNET => headers,
+            Ok(Packet::Arp) => {
+                let ready = self.neighbours[side.index()].learn(frame, now_ms);
+                out.extend(ready.into_iter().map(|frame| Extra { to: side, frame }));
+                return Err(self.answer(side, frame, out));
+            }
+            Ok(_) => return Err(NatReason::NotOurs),
+            Err(_) => return Err(NatReason::Malformed),
+        };
+        if frame[..6] != self.interface(side).mac.0 {
+            return Err(NatReason::NotOurs);
+        }
+        if !checksum::is_right(&frame[headers.ip_at..headers.ip_at + header_len(frame)], 0) {
+            return Err(NatReason::Malformed);
+        }
+        let (own, destination) = (u32::from(self.interface(side).address.addr()), headers.destination as u32);
+        if side == Side::Client && destination == own {
+            return Err(self.answer(side, frame, out));
+        }
+        if headers.hop_limit <= 1 {
+            self.refuse(side, 11, 0, frame, &headers, now_ms, out);
+            return Err(NatReason::Expired);
+        }
+        let rewrite = match headers.fragment {
+            Fragment::Later { id, .. } => {
+                let packet = PacketId::new(side, &headers, id);
+                let Some(fate) = self.fragments.fate(&packet, now_ms) else {
+                    let lost = self.fragments.hold(packet, frame, now_ms);
+                    self.counters.reasons[NatReason::LostFragment as usize].add(lost);
+                    return Ok(Disposition::Drop);
+                };
+                fate.ok_or(NatReason::LostFragment)?
+            }
+            Fragment::Whole => self.translate(side, frame, &headers, now_ms, out)?,
+            Fragment::First { id } => {
+                let rewrite = self.translate(side, frame, &headers, now_ms, out);
+                let held = self.fragments.decide(PacketId::new(side, &headers, id), rewrite.ok(), now_ms);
+                let rewrite = rewrite?;
+                let disposition = self.forward(side, frame, &headers, rewrite, now_ms, out);
+                for mut part in held {
+                    if let Ok(Packet::Ip(headers)) = parse(Link::Ethernet, &part)
+                        && self.forward(side, &mut part, &headers, rewrite, now_ms, out) == Ok(Disposition::Forward)
+                    {
+                        out.push(Extra { to: side.other(), frame: part });
+                    }
+                }
+                return disposition;
+            }
+        };
+        self.forward(side, frame, &headers, rewrite, now_ms, out)
+    }
+
+    /// The tuple that a packet gets.
+    fn translate(
+        &mut self,
+        side: Side,
+        frame: &mut [u8],
+        headers: &Headers,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Result<Rewrite, NatReason> {
+        let which = if side == Side::Client { Which::Source } else { Which::Destination };
+        if let Some(quoted) = quoted(frame, headers) {
+            return self.translate_error(side, frame, headers, &quoted, which, now_ms);
+        }
+        if side == Side::Client {
+            self.route(headers.destination as u32).inspect_err(|_| {
+                self.errors.send(&self.settings.inside, side, 3, 0, frame, headers, now_ms, out);
+            })?;
+        }
+        match self.table.find_or_open(side, headers, now_ms) {
+            Ok(session) => {
+                Ok(Rewrite { which, end: if side == Side::Client { session.outside } else { session.inside } })
+            }
+            Err(reason) => {
+                if side == Side::Client
+                    && matches!(reason, NatReason::NoPort | NatReason::ClientFull | NatReason::SessionsFull)
+                {
+                    // Administratively prohibited: RFC 5508, requirement 8.
+                    self.refuse(side, 3, 13, frame, headers, now_ms, out);
+                } else if side == Side::Network {
+                    return Err(match self.answer(side, frame, out) {
+                        NatReason::Answered => NatReason::Answered,
+                        _ => reason,
+                    });
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// An ICMP error: what it quotes is the other direction of a session. It neither refreshes nor ends that.
+    fn translate_error(
+        &mut self,
+        side: Side,
+        frame: &mut [u8],
+        headers: &Headers,
+        quoted: &Quoted,
+        which: Which,
+        now_ms: u64,
+    ) -> Result<Rewrite, NatReason> {
+        if headers.fragment == Fragment::Whole && !checksum::is_right(&frame[headers.transport_at..headers.end], 0) {
+            return Err(NatReason::Malformed);
+        }
+        let session = self.table.find_quoted(side, headers, quoted, now_ms).ok_or(NatReason::NoSession)?;
+        let (inner, end) = match side {
+            // The client received it, at its inside tuple; outside it is known by the other one. So is a router that says so inside.
+            Side::Client => (Which::Destination, session.outside),
+            Side::Network => (Which::Source, session.inside),
+        };
+        if side == Side::Client {
+            self.route(headers.destination as u32)?;
+        }
+        if !rewrite::quoted(frame, headers, quoted, inner, end) {
+            return Err(NatReason::Malformed);
+        }
+        // No identifier: bytes 4 to 8 of an error are its own.
+        let own = [frame[headers.transport_at + 4], frame[headers.transport_at + 5]];
+        Ok(Rewrite { which, end: (end.0, u16::from_be_bytes(own)) })
+    }
+
+    /// Rewrites a packet and sends it on.
+    fn forward(
+        &mut self,
+        side: Side,
+        frame: &mut [u8],
+        headers: &Headers,
+        Rewrite { which, end }: Rewrite,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Result<Disposition, NatReason> {
+        rewrite::packet(frame, headers, which, end);
+        if !rewrite::hop(frame, headers.ip_at) {
+            return Err(NatReason::Expired);
+        }
+        self.counters.translated[side.index()].add(1);
+        let to = side.other();
+        let hop = match to {
+            Side::Client => end.0,
+            Side::Network => match self.route(headers.destination as u32)? {
+                Route::Neighbour(hop) => hop,
+                Route::Hairpin => return self.hairpin(frame, now_ms, out),
+            },
+        };
+        Ok(if self.send(to, hop, frame, now_ms, out) { Disposition::Forward } else { Disposition::Drop })
+    }
+
+    /// Addresses a frame to a neighbour. Whether it may go now.
+    fn send(&mut self, to: Side, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> bool {
+        let (ready, ask) = self.neighbours[to.index()].address(frame, hop, now_ms);
+        out.extend(ask.map(|frame| Extra { to, frame }));
+        ready
+    }
+
+    /// A client speaks to an address of ours outside: it comes back in as if from there.
+    fn hairpin(&mut self, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Result<Disposition, NatReason> {
+        let Ok(Packet::Ip(headers)) = parse(Link::Ethernet, frame) else { return Err(NatReason::Malformed) };
+        if let Some(quoted) = quoted(frame, &headers) {
+            let Rewrite { which, end } =
+                self.translate_error(Side::Network, frame, &headers, &quoted, Which::Destination, now_ms)?;
+            rewrite::packet(frame, &headers, which, end);
+            self.turn_back(end.0, frame, now_ms, out);
+            return Ok(Disposition::Drop);
+        }
+        if !headers.has_transport() {
+            return Err(NatReason::LostFragment);
+        }
+        let session = self.table.find_or_open(Side::Network, &headers, now_ms)?;
+        rewrite::packet(frame, &headers, Which::Destination, session.inside);
+        self.turn_back(session.inside.0, frame, now_ms, out);
+        Ok(Disposition::Drop)
+    }
+
+    /// Sends a frame to where it came from.
+    fn turn_back(&mut self, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) {
+        if self.send(Side::Client, hop, frame, now_ms, out) {
+            out.push(Extra { to: Side::Client, frame: frame.to_vec() });
+        }
+    }
+
+    fn route(&self, destination: u32) -> Result<Route, NatReason> {
+        if self.settings.is_ours_outside(destination) {
+            return Ok(Route::Hairpin);
+        }
+        let address = Ipv4Addr::from(destination);
+        if self.settings.outside.address.contains(&address) {
+            return Ok(Route::Neighbour(destination));
+        }
+        if self.settings.inside.address.contains(&address) {
+            return Err(NatReason::NoRoute);
+        }
+        self.settings.gateway.map(|gateway| Route::Neighbour(gateway.into())).ok_or(NatReason::NoRoute)
+    }
+
+    /// ARP and pings for our own addresses.
+    fn answer(&self, side: Side, frame: &[u8], out: &mut Vec<Extra>) -> NatReason {
+        let mut reply = vec![0; frame.len().max(ANSWER_MIN)];
+        match self.responders[side.index()].answer(frame, &mut reply) {
+            Some(length) => {
+                reply.truncate(length);
+                out.push(Extra { to: side, frame: reply });
+                NatReason::Answered
+            }
+            None => NatReason::NotOurs,
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an error has a type and a code, and is about a packet")]
+    fn refuse(
+        &mut self,
+        side: Side,
+        kind: u8,
+        code: u8,
+        frame: &[u8],
+        headers: &Headers,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) {
+        let interface = *self.interface(side);
+        self.errors.send(&interface, side, kind, code, frame, headers, now_ms, out);
+    }
+
+    fn interface(&self, side: Side) -> &NatInterface {
+        match side {
+            Side::Client => &self.settings.inside,
+            Side::Network => &self.settings.outside,
+        }
+    }
+}
+
+impl Function for Nat44 {
+    fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
+        self.take(side, frame, now_ms, out).unwrap_or_else(|reason| {
+            self.counters.reasons[reason as usize].add(1);
+            Disposition::Drop
+        })
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        self.table.expire(now_ms);
+        self.counters.sessions.set(self.table.len() as u64);
+    }
+}
+
+/// Who answers inside, and outside.
+fn responders(settings: &NatSettings) -> [Responder; 2] {
+    let NatSettings { inside, outside, pool, forwards, .. } = settings;
+    let own = |interface: &NatInterface| IpAddr::V4(interface.address.addr());
+    let known = pool.iter().cloned().flatten().chain(forwards.iter().map(|forward| forward.outside.0));
+    let known = known.map(|address| IpAddr::V4(address.into()));
+    let known = std::iter::once(own(outside)).chain(known).collect();
+    [Responder::new(inside.mac, vec![own(inside)]), Responder::new(outside.mac, known)]
+}
+
+/// Where a packet goes outside.
+#[derive(Clone, Copy, Debug)]
+enum Route {
+    Neighbour(u32),
+    /// It is for an address of ours.
+    Hairpin,
+}
+
+fn header_len(frame: &[u8]) -> usize {
+    usize::from(frame[ETHERNET] & 0xf) * 4
+}
+
+const ETHERNET: usize = 14;
+/// An ARP reply, or a short ping's.
+const ANSWER_MIN: usize = 64;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! What a NAT44 is told.
+//!
+//! ```yaml
+//! nat44:
+//!   inside: { address: 192.168.100.1/24 }
+//!   outside: { address: 80.80.80.100/24 }
+//!   pool: [80.80.80.100-80.80.80.105]
+//!   forwards:
+//!     - { protocol: tcp, outside: "80.80.80.100:80", inside: "192.168.100.10:8080" }
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+
+use ferrule_daemon::settings::Field;
+use ferrule_dataplane::spec::MacAddress;
+use ipnet::Ipv4Net;
+
+use crate::packet::{TCP, UDP};
+
+/// The settings of a NAT44, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatSettings {
+    /// Where clients are.
+    pub inside: NatInterface,
+    /// Where servers are.
+    pub outside: NatInterface,
+    /// The router outside that leads everywhere else; none: only what is on the outside network is reached.
+    pub gateway: Option<Ipv4Addr>,
+    /// Addresses that clients get.
+    pub pool: Vec<RangeInclusive<u32>>,
+    /// Ports and identifiers that clients get.
+    pub ports: RangeInclusive<u16>,
+    /// What servers inside are known as outside.
+    pub forwards: Vec<PortForward>,
+    /// Sessions at a time, and those of one client.
+    pub sessions_max: usize,
+    /// Sessions of one client at a time.
+    pub client_sessions_max: usize,
+}
+
+/// One of its two interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatInterface {
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// Its address and the network that it is on.
+    pub address: Ipv4Net,
+}
+
+/// What comes to an outside address and port goes to an inside one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortForward {
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// Where it comes to.
+    pub outside: (u32, u16),
+    /// Where it goes.
+    pub inside: (u32, u16),
+}
+
+impl NatSettings {
+    /// Whether an address is one of the pool.
+    pub fn is_pool(&self, address: u32) -> bool {
+        self.pool.iter().any(|range| range.contains(&address))
+    }
+
+    /// Whether somebody outside may ask for it by ARP.
+    pub fn is_ours_outside(&self, address: u32) -> bool {
+        self.is_pool(address)
+            || address == u32::from(self.outside.address.addr())
+            || self.forwards.iter().any(|forward| forward.outside.0 == address)
+    }
+
+    /// Addresses in the pool.
+    pub fn pool_len(&self) -> u64 {
+        self.pool.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
+    }
+
+    /// The address of this number in the pool, counted around.
+    pub fn pool_address(&self, number: u64) -> u32 {
+        let mut left = number % self.pool_len().max(1);
+        for range in &self.pool {
+            let len = u64::from(range.end() - range.start()) + 1;
+            if left < len {
+                // Below the range's length.
+                return range.start() + left as u32;
+            }
+            left -= len;
+        }
+        0
+    }
+}
+
+/// Reads and checks them.
+pub fn read(field: &Field<'_>) -> Option<NatSettings> {
+    let table = field.table(KEYS)?;
+    let interface = |key, what| table.required(key, what).and_then(|field| read_interface(&field));
+    let (inside, outside) = (
+        interface("inside", "the interface where clients are"),
+        interface("outside", "the interface where servers are"),
+    );
+    let gateway = table.optional("gateway").map_or(Some(None), |field| field.parse_as("an IPv4 address").map(Some));
+    let pool = table.required("pool", "a list of addresses and ranges that clients get");
+    let pool = pool.and_then(|field| read_pool(&field));
+    let ports = table.optional("ports").map_or(Some(PORTS_DEFAULT), |field| read_ports(&field));
+    let forwards = table.optional("forwards").and_then(|field| field.items()).unwrap_or_default();
+    let forwards: Vec<_> = forwards.iter().filter_map(read_forward).collect();
+    let number =
+        |key, default| table.optional(key).map_or(Some(default), |field: Field<'_>| field.number(1..=SESSIONS_MAX));
+    let (sessions_max, client_sessions_max) =
+        (number("sessions", SESSIONS_DEFAULT), number("client_sessions", CLIENT_DEFAULT));
+    let (inside, outside, pool) = (inside?, outside?, pool?);
+    if inside.address.contains(&outside.address.addr()) || outside.address.contains(&inside.address.addr()) {
+        field.wrong_below("outside.address", "it overlaps the inside network; a router joins two different ones");
+    }
+    if pool.iter().cloned().flatten().any(|address| inside.address.contains(&Ipv4Addr::from(address))) {
+        field.wrong_below("pool", "an address of it is on the inside network; those are what clients have already");
+    }
+    Some(NatSettings {
+        inside,
+        outside,
+        gateway: gateway?,
+        pool,
+        ports: ports?,
+        forwards,
+        sessions_max: sessions_max?,
+        client_sessions_max: client_sessions_max?,
+    })
+}
+
+fn read_interface(field: &Field<'_>) -> Option<NatInterface> {
+    let table = field.table(&["address", "mac"])?;
+    let what = "an address with its prefix as in 192.168.100.1/24";
+    let address: Ipv4Net = table.required("address", what).and_then(|field| field.parse_as(what))?;
+    let [a, b, c, d] = address.addr().octets();
+    // Locally administered, and another one for each address of a network.
+    let mac = table.optional("mac").map_or(Some(MacAddress([2, 0xfe, a, b, c, d])), |field| field.parse());
+    Some(NatInterface { mac: mac?, address })
+}
+
+fn read_pool(field: &Field<'_>) -> Option<Vec<RangeInclusive<u32>>> {
+    let mut pool = Vec::new();
+    for item in field.items()? {
+        let text = item.text()?;
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.trim().parse::<Ipv4Addr>(), last.trim().parse::<Ipv4Addr>()) {
+            (Ok(first), Ok(last)) if first <= last => pool.push(u32::from(first)..=u32::from(last)),
+            (Ok(first), Ok(last)) => item.wrong(format!("`{text}` begins behind its end; write {last}-{first}")),
+            _ => item.wrong(format!("`{text}`; an IPv4 address, or two as in 10.0.0.1-10.0.0.9, is wanted")),
+        }
+    }
+    let count: u64 = pool.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum();
+    if !(1..=POOL_MAX).contains(&count) {
+        field.wrong(format!("{count} addresses; from 1 to {POOL_MAX} are wanted"));
+        return None;
+    }
+    Some(pool)
+}
+
+fn read_ports(field: &Field<'_>) -> Option<RangeInclusive<u16>> {
+    let text = field.text()?;
+    let number = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    let ends = text.split_once('-').and_then(|(first, last)| Some((number(first)?, number(last)?)));
+    let range = ends.filter(|(first, last)| first <= last).map(|(first, last)| first..=last);
+    if range.is_none() {
+        field.wrong(format!("`{text}`; a range as in 1024-65535 is wanted"));
+    }
+    range
+}
+
+fn read_forward(field: &Field<'_>) -> Option<PortForward> {
+    let table = field.table(&["protocol", "outside", "inside"])?;
+    let protocol = table.required("protocol", "`tcp` or `udp`");
+    let protocol = protocol.and_then(|field| field.choice(&[("tcp", TCP), ("udp", UDP)]));
+    let end = |key| {
+        let what = "an address and a port as in \"10.0.0.1:80\"";
+        let end: SocketAddrV4 = table.required(key, what).and_then(|field| field.parse_as(what))?;
+        Some((u32::from(*end.ip()), end.port()))
+    };
+    let (outside, inside) = (end("outside"), end("inside"));
+    Some(PortForward { protocol: protocol?, outside: outside?, inside: inside? })
+}
+
+const KEYS: &[&str] = &["inside", "outside", "gateway", "pool", "ports", "forwards", "sessions", "client_sessions"];
+/// Ports below are kept for those whom they mean something to.
+const PORTS_DEFAULT: RangeInclusive<u16> = 1024..=u16::MAX;
+/// As in the example.
+const CLIENT_DEFAULT: usize = 10_000;
+const SESSIONS_DEFAULT: usize = 500_000;
+const SESSIONS_MAX: u64 = 16_000_000;
+/// A /16.
+const POOL_MAX: u64 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use ferrule_daemon::settings::parse;
+
+    use super::*;
+
+    const GOOD: &str = "
+inside: { address: 192.168.100.1/24 }
+outside: { address: 80.80.80.100/24, mac: \"02:00:00:00:00:09\" }
+pool: [80.80.80.100-80.80.80.105, 80.80.80.110]
+forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.10:8080\" }]
+";
+
+    fn read_all(text: &str) -> Result<Option<NatSettings>, Vec<String>> {
+        parse("nat.yaml", text, |field, _| read(field)).map_err(|errors| errors.lines().collect())
+    }
+
+    #[test]
+    fn a_pool_is_counted_through_its_ranges() {
+        let settings = read_all(GOOD).unwrap().unwrap();
+        let addresses = [6, 7].map(|number| settings.pool_address(number));
+        assert_eq!((settings.pool_len(), addresses), (7, [0x5050_506e, 0x5050_5064]));
+        assert_eq!((settings.inside.mac, settings.ports), (MacAddress([2, 0xfe, 192, 168, 100, 1]), PORTS_DEFAULT));
+        assert_eq!(settings.forwards[0].inside, (0xc0a8_640a, 8080));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_cure() {
+        for (old, new, place, problem) in [
+            ("192.168.100.1/24", "192.168.100.1", "inside.address", "with its prefix"),
+            ("192.168.100.1/24", "80.80.1.1/8", "outside.address", "overlaps"),
+            ("100-80.80.80.105", "105-80.80.80.100", "pool[0]", "write 80.80.80.100-80.80.80.105"),
+            ("[80.80.80.100-80.80.80.105, 80.80.80.110]", "[]", "pool", "from 1 to 65536"),
+            ("80.80.80.110", "192.168.100.9", "pool", "on the inside network"),
+            ("protocol: tcp", "protocol: icmp", "forwards[0].protocol", "`udp`"),
+            ("100:80\"", "100\"", "forwards[0].outside", "an address and a port"),
+            ("pool", "ports: 90-80\npool", "ports", "1024-65535"),
+            ("pool", "gateway: here\npool", "gateway", "an IPv4 address"),
+        ] {
+            assert!(GOOD.contains(old), "{old}");
+            let lines = read_all(&GOOD.replacen(old, new, 1)).unwrap_err();
+            assert!(lines.iter().any(|line| line.contains(place) && line.contains(problem)), "{new}: {lines:#?}");
+        }
+    }
+}

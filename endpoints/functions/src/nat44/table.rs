@@ -1,0 +1,221 @@
+//! Which tuples a packet has: sessions, by the inside tuple and by the outside one.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::Ipv4Addr;
+
+use foldhash::fast::RandomState;
+
+use super::counters::NatReason;
+use super::session::{NatSession, class_of, classes};
+use super::settings::NatSettings;
+use crate::flow::FlowKey;
+use crate::function::Side;
+use crate::packet::{Headers, ICMP, Quoted, TCP, TCP_ACK, TCP_SYN, UDP, opens_way_back};
+use crate::sessions::Sessions;
+
+/// The sessions, and what is needed to open one.
+#[derive(Debug)]
+pub struct NatTable {
+    settings: NatSettings,
+    sessions: Sessions<NatSession, 2>,
+    /// Of each client, how many.
+    clients: HashMap<u32, usize, RandomState>,
+    random: RandomState,
+    drawn: u64,
+}
+
+impl NatTable {
+    /// No sessions yet.
+    pub fn new(settings: &NatSettings) -> Self {
+        Self {
+            settings: settings.clone(),
+            sessions: Sessions::new(settings.sessions_max, &classes()).keeping_gone(),
+            clients: HashMap::default(),
+            random: RandomState::default(),
+            drawn: 0,
+        }
+    }
+
+    /// Other settings from now on, but for how many sessions there may be. Sessions stay.
+    pub fn set_settings(&mut self, settings: &NatSettings) {
+        self.settings = settings.clone();
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The session of a packet that came in on `side`. A client opens one; from outside only what a forward names does.
+    pub fn find_or_open(&mut self, side: Side, headers: &Headers, now_ms: u64) -> Result<NatSession, NatReason> {
+        let key = FlowKey::of(side, headers);
+        if let Some(id) = self.find(&key, now_ms) {
+            let session = self.sessions.get(id);
+            let class = session.see(side, headers);
+            let session = *session;
+            self.sessions.touch(id, class, now_ms);
+            return Ok(session);
+        }
+        let mut session = match side {
+            Side::Client => self.new_outward(headers, now_ms)?,
+            Side::Network => self.new_forwarded(headers)?,
+        };
+        session.see(side, headers);
+        let client = session.inside.0;
+        let is_full =
+            |table: &Self| table.clients.get(&client).is_some_and(|count| *count >= table.settings.client_sessions_max);
+        if is_full(self) {
+            // Idle ones count until they are met.
+            self.expire(now_ms);
+            if is_full(self) {
+                return Err(NatReason::ClientFull);
+            }
+        }
+        let (inside, outside) = match side {
+            Side::Client => (key, FlowKey::of(side, &with_source(headers, session.outside))),
+            Side::Network => (FlowKey::of(side, &with_destination(headers, session.inside)), key),
+        };
+        let opened = self.sessions.insert([inside, outside], class_of(headers.protocol), session, now_ms);
+        self.forget_gone();
+        if opened.is_none() {
+            return Err(NatReason::SessionsFull);
+        }
+        *self.clients.entry(client).or_default() += 1;
+        Ok(session)
+    }
+
+    /// The session whose packet an ICMP error quotes, that came in on `side` and goes to whom that packet came from.
+    pub fn find_quoted(&mut self, side: Side, headers: &Headers, quoted: &Quoted, now_ms: u64) -> Option<NatSession> {
+        if quoted.source != headers.destination {
+            return None;
+        }
+        let id = self.find(&FlowKey::of_quoted(side, headers.family, quoted), now_ms)?;
+        Some(*self.sessions.get(id))
+    }
+
+    /// Forgets idle ones, a few at a time.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.sessions.expire(now_ms, EXPIRED_IN_A_ROUND);
+        self.forget_gone();
+    }
+
+    fn find(&mut self, key: &FlowKey, now_ms: u64) -> Option<u32> {
+        let hash = self.sessions.hash(key);
+        let found = self.sessions.find(key, hash, now_ms);
+        if found.is_none() {
+            // It may have been idle.
+            self.forget_gone();
+        }
+        found
+    }
+
+    fn forget_gone(&mut self) {
+        for NatSession { inside: (client, _), .. } in self.sessions.take_gone() {
+            if let Some(count) = self.clients.get_mut(&client) {
+                *count -= 1;
+                if *count == 0 {
+                    self.clients.remove(&client);
+                }
+            }
+        }
+    }
+
+    fn new_outward(&mut self, headers: &Headers, now_ms: u64) -> Result<NatSession, NatReason> {
+        let client = headers.source as u32;
+        if self.settings.is_ours_outside(client) || !self.settings.inside.address.contains(&Ipv4Addr::from(client)) {
+            return Err(NatReason::NotOurs);
+        }
+        check_opens(headers)?;
+        let port = near_port(headers);
+        let inside = (client, port);
+        // A server behind a forward is known by that, whoever speaks first.
+        if let Some(forward) = self
+            .settings
+            .forwards
+            .iter()
+            .find(|forward| forward.protocol == headers.protocol && forward.inside == inside)
+        {
+            return Ok(NatSession::new(inside, forward.outside, headers.protocol));
+        }
+        let mut is_free = |outside: (u32, u16)| {
+            let reserved = self.settings.forwards.iter();
+            let mut reserved = reserved.filter(|forward| forward.protocol == headers.protocol);
+            let taken = reserved.any(|forward| forward.outside == outside);
+            let key = FlowKey::of(Side::Client, &with_source(headers, outside));
+            let hash = self.sessions.hash(&key);
+            !taken && self.sessions.find(&key, hash, now_ms).is_none()
+        };
+        // A client keeps its address (RFC 4787, requirement 2).
+        let address = self.settings.pool_address(self.random.hash_one(client));
+        if !has_port(headers.protocol) {
+            return if is_free((address, 0)) {
+                Ok(NatSession::new(inside, (address, 0), headers.protocol))
+            } else {
+                Err(NatReason::NoPort)
+            };
+        }
+        // It keeps its port, if nobody else has that there; otherwise one is drawn that nobody foresees (RFC 6056).
+        let ports = self.settings.ports.clone();
+        let count = u32::from(ports.end() - ports.start()) + 1;
+        self.drawn += 1;
+        let start = self.random.hash_one((self.drawn, client)) as u32;
+        let drawn = (0..count.min(TRIES_MAX)).map(|tried| ports.start() + (start.wrapping_add(tried) % count) as u16);
+        let kept = Some(port).filter(|port| ports.contains(port));
+        let free = kept.into_iter().chain(drawn).find(|port| is_free((address, *port)));
+        free.map(|port| NatSession::new(inside, (address, port), headers.protocol)).ok_or(NatReason::NoPort)
+    }
+
+    fn new_forwarded(&self, headers: &Headers) -> Result<NatSession, NatReason> {
+        let outside = (headers.destination as u32, headers.ports[1]);
+        let mut forwards = self.settings.forwards.iter();
+        let forward = forwards
+            .find(|forward| forward.protocol == headers.protocol && forward.outside == outside)
+            .ok_or(NatReason::NoSession)?;
+        check_opens(headers)?;
+        Ok(NatSession::new(forward.inside, outside, headers.protocol))
+    }
+}
+
+/// Whether a packet can begin a conversation.
+fn check_opens(headers: &Headers) -> Result<(), NatReason> {
+    let opens = match headers.protocol {
+        TCP => headers.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        ICMP => opens_way_back(headers.family, headers.ports[0]),
+        _ => true,
+    };
+    if opens { Ok(()) } else { Err(NatReason::NotOpening) }
+}
+
+fn has_port(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | ICMP)
+}
+
+/// The source port, or the identifier.
+fn near_port(headers: &Headers) -> u16 {
+    if headers.protocol == ICMP { headers.identifier } else { headers.ports[0] }
+}
+
+fn with_source(headers: &Headers, (address, port): (u32, u16)) -> Headers {
+    let mut headers = Headers { source: address.into(), ..*headers };
+    if headers.protocol == ICMP {
+        headers.identifier = port;
+    } else {
+        headers.ports[0] = port;
+    }
+    headers
+}
+
+fn with_destination(headers: &Headers, (address, port): (u32, u16)) -> Headers {
+    let ports = [headers.ports[0], port];
+    Headers { destination: address.into(), ports, ..*headers }
+}
+
+/// Ports that are tried before a client is refused.
+const TRIES_MAX: u32 = 512;
+const EXPIRED_IN_A_ROUND: usize = 64;
