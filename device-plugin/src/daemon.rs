@@ -12,6 +12,7 @@ use ferrule_daemon::reload::reload_on_change;
 use ferrule_daemon::settings::Followed;
 use ferrule_daemon::{Phase, ServerError, Servers, counted};
 use futures_core::future::BoxFuture;
+use sriov_manager_client::tokens::Tokens;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -64,6 +65,8 @@ pub struct DaemonOptions {
     pub state: PathBuf,
     /// For runtimes and CNI plugins.
     pub files: DeviceFiles,
+    /// Directory of tokens of Network Service Mesh.
+    pub nsm_tokens: PathBuf,
     /// How containers get device nodes.
     pub cdi: CdiMode,
     /// Where Prometheus and probes may ask; none: nowhere.
@@ -113,6 +116,7 @@ impl Daemon {
             pod_resources: PodResources::at(&options.pod_resources, options.witness.clone()),
             host: Host::new(&options.root),
             files: options.files.clone(),
+            tokens: Tokens::at(&options.nsm_tokens),
             cdi: options.cdi,
             told: ToldNodes::at(&options.state),
             locks: DeviceLocks::default(),

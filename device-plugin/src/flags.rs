@@ -11,6 +11,7 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_kubelet::{PLUGINS_DIRECTORY, POD_RESOURCES_SOCKET};
 use sriov_manager_client::SOCKET_DEFAULT;
+use sriov_manager_client::tokens::TOKENS_DEFAULT;
 
 use crate::allocate::{CdiMode, DeviceFiles};
 use crate::config::{ConfigFile, Presets, parse_prefix};
@@ -72,6 +73,9 @@ pub struct Flags {
     /// Directory of device-info files
     #[arg(long, value_name = "DIR", default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
     device_info_dir: PathBuf,
+    /// Directory of tokens of Network Service Mesh, the same for dpdk-forwarder
+    #[arg(long, value_name = "DIR", default_value = TOKENS_DEFAULT)]
+    nsm_tokens: PathBuf,
     /// The directory that holds `sys`, `proc` and `dev`
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -119,6 +123,7 @@ impl Flags {
             },
             state: self.state.clone(),
             files: DeviceFiles { cdi: self.cdi_dir.clone(), device_info: self.device_info_dir.clone() },
+            nsm_tokens: self.nsm_tokens.clone(),
             cdi: if self.use_cdi { CdiMode::Annotation } else { self.cdi },
             metrics: self.metrics,
         }

@@ -9,6 +9,7 @@ use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel as _;
+use sriov_manager_client::tokens::Tokens;
 use sriov_manager_client::v1;
 use tokio::time::sleep;
 
@@ -539,5 +540,42 @@ async fn attributes_are_the_pfs_while_a_pod_has_the_vf() {
     site.kubelet().end_pod("one");
     site.until_list("both are free", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
     assert_eq!(site.node.fingerprint(), before);
+    site.stop().await;
+}
+
+/// With the file of the mesh's SR-IOV forwarder, as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_gets_a_token_of_the_mesh_for_each_vf_which_is_void_when_it_ends() {
+    let node = FakeNode::new(1, 7);
+    let config = format!(
+        "physicalFunctions:\n  \"{}\":\n    pfKernelDriver: i40e\n    vfKernelDriver: iavf\n    capabilities: [10G, any]\n    \
+         serviceDomains: [worker.domain]\n",
+        node.pf(0)
+    );
+    let resource = "worker.domain/10G";
+    let site = Site::start_on(node, 2, &config).await;
+    site.until_healthy(resource, 2).await;
+    site.until_healthy("worker.domain/any", 2).await;
+    let answer = site.kubelet().admit("one", "main", resource, 2).await.unwrap();
+    let tokens = Tokens::at(&site.options.nsm_tokens);
+    let told = &answer.envs["NSM_SRIOV_TOKENS_worker.domain/10G"];
+    let told: Vec<_> = told.split(',').map(ToOwned::to_owned).collect();
+    let leases: Vec<_> = told.iter().map(|token| tokens.lease_of(token).unwrap().unwrap()).collect();
+    let devices: Vec<_> = site.kubelet().devices_of("one").into_iter().collect();
+    assert_eq!(leases, devices.iter().map(|device| format!("{resource}@{device}")).collect::<Vec<_>>());
+    assert_eq!(answer.devices.len(), 3, "the nodes of two groups, and that of VFIO");
+    // A VF that has gone to a pod by one name is not there by the other.
+    site.until_healthy("worker.domain/any", 0).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    site.kubelet().end_pod("one");
+    site.until_list("all are free", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
+    site.until_healthy("worker.domain/any", 2).await;
+    let answer = site.kubelet().admit("two", "main", resource, 1).await.unwrap();
+    let again = answer.envs["NSM_SRIOV_TOKENS_worker.domain/10G"].clone();
+    assert!(tokens.lease_of(&again).unwrap().is_some() && !told.contains(&again));
+    assert!(
+        told.iter().all(|token| tokens.lease_of(token).unwrap().is_none()),
+        "that of a pod that ended means nothing"
+    );
     site.stop().await;
 }

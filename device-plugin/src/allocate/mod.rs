@@ -9,10 +9,12 @@
 //! (software endpoints).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrule_kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse};
+use sriov_manager_client::tokens::{Tokens, token_variable};
 use sriov_manager_client::v1;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
@@ -63,6 +65,8 @@ pub struct Allocator {
     pub cdi: CdiMode,
     /// Which of them containers were told of.
     pub told: ToldNodes,
+    /// What pods show forwarders of Network Service Mesh.
+    pub tokens: Tokens,
     /// One at a time for each device.
     pub locks: DeviceLocks,
     /// For metrics.
@@ -117,6 +121,16 @@ pub enum AllocateError {
     Spec {
         /// Of which device.
         device: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It has no token.
+    #[error("make a token for {device}, in {}: {error}; make room on its disk, or see that it can be written to", directory.display())]
+    Token {
+        /// For which device.
+        device: String,
+        /// Where tokens are.
+        directory: PathBuf,
         /// Why.
         error: std::io::Error,
     },
@@ -278,6 +292,9 @@ impl Allocator {
     /// Removes what containers and their helpers were told of a device that no pod has any more.
     pub fn forget(&self, name: &LeaseName) {
         self.told.tell([(name.clone(), None)]);
+        if let Err(error) = self.tokens.void(&name.to_string()) {
+            warn!(lease = %name, %error, "make the tokens of a device void");
+        }
         self.forget_files(name);
     }
 
@@ -306,9 +323,20 @@ impl Allocator {
         let kept = listed.map(|listed| [&held, listed].concat());
         if self.resources.is_managed()
             && let Some(kept) = kept
-            && let Err(error) = self.files.keep_only(&kept, &self.resources.names(), self.resources.are_wires_known())
         {
-            warn!(%error, "remove files of devices that no pod has");
+            let names = self.resources.names();
+            if let Err(error) = self.files.keep_only(&kept, &names, self.resources.are_wires_known()) {
+                warn!(%error, "remove files of devices that no pod has");
+            }
+            // Another plugin of the node may have made the others.
+            let is_kept = |lease: &str| {
+                let is_ours =
+                    lease.rsplit_once('@').is_some_and(|(resource, _)| names.iter().any(|name| name == resource));
+                !is_ours || kept.iter().any(|name| name.to_string() == lease)
+            };
+            if let Err(error) = self.tokens.keep_only(is_kept) {
+                warn!(%error, "make tokens of devices void that no pod has");
+            }
         }
         for name in held {
             let members = self.resources.members(&name.resource, &BTreeSet::from([name.device.clone()]));
@@ -499,8 +527,9 @@ impl Allocator {
         // What CDI names is looked up at each start.
         let is_told = |id: &String| given.groups.get(id).filter(|_| self.cdi == CdiMode::Off).cloned();
         self.told.tell(allotted.iter().map(|device| (device.lease_name(), is_told(&device.member.device.id))));
+        let tokens = self.issue_tokens(allotted)?;
         let mut answer = ContainerAllocateResponse {
-            envs: given.envs.clone().into_iter().collect(),
+            envs: given.envs.clone().into_iter().chain(tokens).collect(),
             mounts: self.mounts(allotted),
             ..Default::default()
         };
@@ -521,6 +550,20 @@ impl Allocator {
             }
         }
         Ok(answer)
+    }
+
+    /// Makes the tokens of devices whose resource has some, and the variable that tells of them.
+    fn issue_tokens(&self, allotted: &[Allotted]) -> Result<Option<(String, String)>, AllocateError> {
+        let Some(first) = allotted.first().filter(|first| first.resource.nsm_tokens) else { return Ok(None) };
+        let issue = |device: &Allotted| {
+            self.tokens.issue(&device.lease_name().to_string()).map_err(|error| AllocateError::Token {
+                device: device.member.device.id.clone(),
+                directory: self.tokens.directory().to_owned(),
+                error,
+            })
+        };
+        let tokens = allotted.iter().map(issue).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(token_variable(&first.resource.name.to_string(), &tokens)))
     }
 
     fn given(&self, allotted: &[Allotted], vfs: &BTreeMap<String, v1::Vf>) -> Given {

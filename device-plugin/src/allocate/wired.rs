@@ -233,6 +233,7 @@ mod tests {
     use crate::pod_resources::{PodResources, Witness};
     use crate::resources::Resources;
     use crate::software::{Forwarder, Place};
+    use sriov_manager_client::tokens::Tokens;
 
     #[tokio::test]
     async fn a_forwarder_that_hangs_is_waited_for_only_where_it_serves_a_resource() {
@@ -259,6 +260,7 @@ mod tests {
             files: DeviceFiles { cdi: at("cdi"), device_info: at("devinfo") },
             cdi: CdiMode::Off,
             told: ToldNodes::at(directory),
+            tokens: Tokens::at(at("tokens")),
             locks: DeviceLocks::default(),
             counters: Arc::new(Counters::default()),
         }

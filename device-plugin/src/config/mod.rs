@@ -2,7 +2,8 @@
 //!
 //! As that plugin does, keys match without regard to case, keys that nobody knows are ignored, and an entry whose selectors cannot
 //! be read is left out while the others are used; each such thing is a warning. Modules: `resource` (one entry), `selector` (what of
-//! the node it means), `pf_functions` (some functions of a PF), `software` (endpoints without a NIC).
+//! the node it means), `pf_functions` (some functions of a PF), `software` (endpoints without a NIC), `nsm` (the file of Network Service
+//! Mesh's SR-IOV forwarder, which is understood as well).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use ferrule_daemon::settings::{ConfigError, ConfigErrors, Field, LoadError, closest, decode, parse};
 
+mod nsm;
 mod pf_functions;
 mod resource;
 mod selector;
@@ -105,6 +107,9 @@ impl ConfigFile {
 }
 
 fn read(root: &Field<'_>, presets: &Presets) -> Config {
+    if root.is_table() && root.peek("physicalFunctions").is_some() {
+        return Config { resources: nsm::read(root), ..Config::default() };
+    }
     let mut config = Config::default();
     let Some(keys) = Keys::of(root, &["resourceList"], &mut config.warnings) else { return config };
     let Some(list) = keys.get("resourceList") else {

@@ -34,6 +34,8 @@ pub struct ResourceConfig {
     pub needs_link: bool,
     /// It has endpoints of the forwarder, and nothing of the node.
     pub software: Option<Software>,
+    /// Its pods get tokens of Network Service Mesh.
+    pub nsm_tokens: bool,
 }
 
 /// The name of a resource.
@@ -71,6 +73,7 @@ impl ResourceConfig {
             attributes: v1::Attributes::default(),
             needs_link: false,
             software: None,
+            nsm_tokens: false,
         })
     }
 }
@@ -120,6 +123,12 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         }
         software::read(field, warnings)
     });
+    let nsm_tokens = keys.get("nsmTokens").is_some_and(|field| {
+        if device_type != DeviceType::NetDevice || software.is_some() {
+            field.wrong("only a VF has a token of Network Service Mesh: remove it");
+        }
+        field.choice(BOOLS).unwrap_or(false)
+    });
     // They select what it does not have.
     let is_selected = software.is_none() || keys.get("selectors").is_some();
     let selectors = if is_selected { read_selectors(entry, &keys, device_type, warnings)? } else { Vec::new() };
@@ -130,6 +139,8 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         return None;
     }
     let (driver, policy, attributes, needs_link) = own;
+    // Such a VF can become anything that a connection asks for, and its container has its nodes.
+    let driver = driver.or(nsm_tokens.then_some(v1::Driver::VfioPci));
     Some(ResourceConfig {
         name: ResourceName { prefix: prefix.to_owned(), name: name?.to_owned() },
         device_type,
@@ -141,6 +152,7 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         attributes,
         needs_link,
         software,
+        nsm_tokens,
     })
 }
 
@@ -272,14 +284,14 @@ fn read_info(field: &Field<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
 }
 
 /// What the kubelet takes after the slash.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     let has_ends = name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.ends_with(|last: char| last.is_ascii_alphanumeric());
     has_ends && name.len() <= NAME_MAX && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
 }
 
 /// What the kubelet takes in front of it: a DNS name that is not Kubernetes' own.
-fn is_prefix(prefix: &str) -> bool {
+pub(super) fn is_prefix(prefix: &str) -> bool {
     let is_label = |label: &str| {
         let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         label.len() <= NAME_MAX
@@ -313,6 +325,7 @@ const KEYS: &[&str] = &[
     "attributes",
     "software",
     "needsLink",
+    "nsmTokens",
 ];
 const ATTRIBUTES: &[&str] =
     &["vlan", "vlanQoS", "vlanProto", "minTxRate", "maxTxRate", "spoofChk", "trust", "linkState", "mtu"];

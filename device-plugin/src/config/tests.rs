@@ -1,3 +1,5 @@
+use sriov_manager_client::v1;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, Vec<String>> {
@@ -248,4 +250,48 @@ fn the_command_line_turns_the_file_of_a_node_with_nics_into_one_without() {
         config.resources.iter().map(|resource| resource.software.as_ref().map(|software| software.count)).collect();
     assert_eq!(counts, [Some(8), Some(2), None]);
     assert!(Config::parse("f", text, presets(7)).unwrap_err().to_string().contains("an even number"));
+}
+
+#[test]
+fn a_file_of_the_meshs_sriov_forwarder_has_a_resource_for_each_domain_and_capability() {
+    let pf = |address: &str, domains: &str| {
+        format!(
+            "  \"{address}\":\n    pfKernelDriver: igb\n    vfKernelDriver: igbvf\n    capabilities: [intel, 10G]\n    \
+             serviceDomains: [{domains}]\n"
+        )
+    };
+    let text = format!("physicalFunctions:\n{}{}", pf("0000:01:00.0", "worker.domain, b.c"), pf("0000:02:00.0", "b.c"));
+    let config = parse(&text).unwrap();
+    let told = config.resources.iter().map(|resource| {
+        let pfs: Vec<_> = resource.selectors[0].root_devices.iter().map(ToString::to_string).collect();
+        assert!(resource.nsm_tokens && resource.driver == Some(v1::Driver::VfioPci) && !resource.needs_link);
+        (resource.name.to_string(), pfs.join(" "))
+    });
+    let wanted = [
+        ("b.c/10G", "0000:01:00.0 0000:02:00.0"),
+        ("b.c/intel", "0000:01:00.0 0000:02:00.0"),
+        ("worker.domain/10G", "0000:01:00.0"),
+        ("worker.domain/intel", "0000:01:00.0"),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), wanted.map(|(name, pfs)| (name.to_owned(), pfs.to_owned())));
+    let wrong = "physicalFunctions:\n  a:\n    pfKernelDriver: igb\n    capabilities: []\n    serviceDomains: [Not.Lower]\n    \
+                 virtualFunctions: [{address: b}]\n    more: 1\n";
+    let told = parse(wrong).unwrap_err().join("\n");
+    for part in ["vfKernelDriver", "at least one", "Not.Lower", "sriov-manager tells of", "more"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+}
+
+#[test]
+fn tokens_of_the_mesh_are_of_vfs_alone_and_bind_them_to_vfio_unless_told_otherwise() {
+    let entry = |more: &str| {
+        format!(r#"{{"resourceList": [{{"resourceName": "a", "selectors": {{}}, "nsmTokens": true{more}}}]}}"#)
+    };
+    let read =
+        |more: &str| parse(&entry(more)).map(|config| (config.resources[0].nsm_tokens, config.resources[0].driver));
+    assert_eq!(read(""), Ok((true, Some(v1::Driver::VfioPci))));
+    assert_eq!(read(r#", "driver": "kernel""#), Ok((true, Some(v1::Driver::Kernel))));
+    for wrong in [r#", "deviceType": "accelerator""#, r#", "software": 2"#] {
+        assert!(read(wrong).unwrap_err()[0].contains("only a VF has a token"), "{wrong}");
+    }
 }

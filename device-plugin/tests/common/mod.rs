@@ -60,6 +60,7 @@ impl Site {
             witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },
             state: at("state"),
             files: DeviceFiles { cdi: at("cdi"), device_info: at("devinfo/dp") },
+            nsm_tokens: at("tokens"),
             cdi: CdiMode::Off,
             metrics: Some(([127, 0, 0, 1], 0).into()),
         };

@@ -157,6 +157,7 @@ fn plugin(directory: &Path, state: &Path) -> Command {
         ("--socket", "device-plugin.sock"),
         ("--cdi-dir", "cdi"),
         ("--device-info-dir", "devinfo"),
+        ("--nsm-tokens", TOKENS),
     ] {
         command.arg(flag).arg(directory.join(file));
     }
@@ -167,6 +168,8 @@ fn plugin(directory: &Path, state: &Path) -> Command {
     command
 }
 
+/// Of the mesh, in the scenario's folder.
+pub const TOKENS: &str = "tokens";
 /// A list of pods without it is not believed.
 const OWN_POD: &str = "device-plugin";
 /// Where the kubelet's stand-in is.

@@ -6,10 +6,12 @@
 //! - [`connect()`]: a connection to the manager of this node
 //! - [`refusal()`]: why a call was refused, for programs
 //! - [`cache`]: the list of VFs, kept up to date
+//! - [`tokens`]: what a pod shows a forwarder of Network Service Mesh for a VF that it has
 
 pub mod cache;
 mod connect;
 mod refusal;
+pub mod tokens;
 mod words;
 
 pub use cache::VfCache;
