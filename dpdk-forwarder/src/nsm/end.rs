@@ -17,6 +17,7 @@ use tonic::Status;
 
 use super::context::Side;
 use super::interface::InterfacePlace;
+use super::vf::{PCI_ADDRESS, VfEnd, VfForm};
 use super::vxlan::{REMOTE, TunnelSite, VXLAN, Vxlan};
 use super::wireguard::{WIREGUARD, WireGuardPeer};
 
@@ -25,6 +26,10 @@ use super::wireguard::{WIREGUARD, WireGuardPeer};
 pub(super) enum EndKind {
     Memif,
     Kernel,
+    /// KERNEL too, by a token: the VF of that is the interface.
+    KernelVf,
+    /// A VF, by a token.
+    Vfio,
     /// Of our own: the mesh has no word for it.
     VhostUser,
     /// Both ends have arranged it without us.
@@ -32,7 +37,7 @@ pub(super) enum EndKind {
 }
 
 impl EndKind {
-    const ALL: [Self; 4] = [Self::Memif, Self::Kernel, Self::VhostUser, Self::Noop];
+    const ALL: [Self; 5] = [Self::Memif, Self::Kernel, Self::Vfio, Self::VhostUser, Self::Noop];
     /// Those that one can have beside another, those that are asked for first in front.
     const JOINED: [Self; 3] = [Self::Memif, Self::Kernel, Self::VhostUser];
 
@@ -40,7 +45,8 @@ impl EndKind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Memif => "MEMIF",
-            Self::Kernel => "KERNEL",
+            Self::Kernel | Self::KernelVf => "KERNEL",
+            Self::Vfio => "VFIO",
             Self::VhostUser => "VHOST_USER",
             Self::Noop => "NOOP",
         }
@@ -50,7 +56,17 @@ impl EndKind {
     pub(super) fn of(mechanism: &Mechanism) -> Option<Self> {
         let asks = |key: &str| mechanism.parameters.get(key).is_some_and(|value| !NOTHING.contains(&value.as_str()));
         let kind = Self::ALL.into_iter().find(|kind| kind.name() == mechanism.r#type)?;
-        (kind != Self::Kernel || !KERNEL_LACKS.into_iter().any(asks)).then_some(kind)
+        match kind {
+            Self::Kernel | Self::KernelVf if KERNEL_LACKS.into_iter().any(asks) => None,
+            Self::Kernel if asks(TOKEN) => Some(Self::KernelVf),
+            Self::Vfio if !asks(TOKEN) => None,
+            kind => Some(kind),
+        }
+    }
+
+    /// Whether it is a VF, which reaches the other end by its NIC.
+    pub(super) fn is_vf(self) -> bool {
+        matches!(self, Self::KernelVf | Self::Vfio)
     }
 }
 
@@ -75,6 +91,8 @@ pub(super) enum Port {
     Tunnel(Vxlan),
     /// By us, as the end of a tunnel of packets to this other side.
     Secure(WireGuardPeer),
+    /// Of the VF that the pod has.
+    Vf(VfEnd),
     /// By nobody here.
     Outside,
 }
@@ -102,14 +120,18 @@ impl MeshEnd {
         if kind == EndKind::Noop {
             return Ok(Self { kind: kind.name(), mechanism: mechanism.clone(), port: Port::Outside, place: None });
         }
+        if kind == EndKind::Vfio {
+            return vfio(side, connection, mechanism);
+        }
         let file = file.ok_or_else(|| {
             Status::invalid_argument(format!("{} without inodeURL: the file of that end is wanted", kind.name()))
         })?;
         match kind {
             EndKind::Kernel => kernel(side, connection, mechanism, file),
+            EndKind::KernelVf => kernel_vf(side, connection, mechanism, file),
             EndKind::Memif => memif(side, connection, mechanism, file),
             EndKind::VhostUser => vhost_user(side, connection, mechanism, file),
-            EndKind::Noop => Err(unsupported()),
+            EndKind::Noop | EndKind::Vfio => Err(unsupported()),
         }
     }
 
@@ -120,6 +142,7 @@ impl MeshEnd {
             Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
             Port::Secure(peer) => Some(peer.address.to_string()),
             Port::Local(_) | Port::Outside => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
+            Port::Vf(_) => place.or_else(|| self.mechanism.parameters.get(PCI_ADDRESS).cloned()),
         };
         format!("{}/{}", self.kind, place.unwrap_or_default())
     }
@@ -150,6 +173,40 @@ fn kernel(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc
     };
     let place = Some(InterfacePlace { netns, name });
     Ok(MeshEnd { kind: EndKind::Kernel.name(), mechanism, port: Port::Local(EndSpec::Kernel(spec)), place })
+}
+
+/// The same by the VF of a token.
+fn kernel_vf(
+    side: Side,
+    connection: &Connection,
+    mechanism: &Mechanism,
+    file: &Arc<OwnedFd>,
+) -> Result<MeshEnd, Status> {
+    let end = kernel(side, connection, mechanism, file)?;
+    let place = end.place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
+    let mtu = connection.context.as_ref().map(|context| context.mtu).filter(|mtu| *mtu > 0);
+    let vf = vf_end(side, connection, mechanism, VfForm::Kernel { place, mtu })?;
+    Ok(MeshEnd { port: Port::Vf(vf), ..end })
+}
+
+fn vfio(side: Side, connection: &Connection, mechanism: &Mechanism) -> Result<MeshEnd, Status> {
+    if connection.payload == IP {
+        return Err(Status::unimplemented("VFIO carries Ethernet frames, and the payload of this service is IP"));
+    }
+    let vf = vf_end(side, connection, mechanism, VfForm::Vfio)?;
+    Ok(MeshEnd { kind: EndKind::Vfio.name(), mechanism: mechanism.clone(), port: Port::Vf(vf), place: None })
+}
+
+fn vf_end(side: Side, connection: &Connection, mechanism: &Mechanism, form: VfForm) -> Result<VfEnd, Status> {
+    let ethernet = connection.context.as_ref().and_then(|context| context.ethernet_context.as_ref());
+    let vlan = ethernet.map_or(0, |ethernet| ethernet.vlan_tag);
+    let vlan = u32::try_from(vlan).ok().filter(|vlan| *vlan <= VLAN_MAX);
+    Ok(VfEnd {
+        token: mechanism.parameters.get(TOKEN).cloned().unwrap_or_default(),
+        form,
+        mac: mac(side, connection)?,
+        vlan: vlan.ok_or_else(|| Status::invalid_argument(format!("vlan_tag: 0 to {VLAN_MAX} are possible")))?,
+    })
 }
 
 fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
@@ -314,6 +371,10 @@ pub(super) fn preferences(client: EndKind, payload: &str, priority: &[String]) -
     if client == EndKind::Noop {
         return vec![mechanism(LOCAL, client)];
     }
+    if client.is_vf() {
+        // What has no VF is reached by the NIC's network, which is not ours.
+        return [EndKind::Noop, EndKind::Kernel, EndKind::Vfio].map(|kind| mechanism(LOCAL, kind)).into();
+    }
     // Without Ethernet headers a frame goes to its own kind only.
     let mut kinds: Vec<_> = EndKind::JOINED.into_iter().filter(|kind| payload != IP || *kind == client).collect();
     let rank = |kind: &EndKind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
@@ -347,9 +408,12 @@ pub(super) const LOCAL: &str = "LOCAL";
 pub(super) const IP: &str = "IP";
 /// The parameter that says what an interface is called.
 pub(super) const NAME: &str = "name";
-/// Parameters of KERNEL that need what is not built: SR-IOV, VLAN breakout, address translation. Whoever has another forwarder for them
-/// is to find that one.
-const KERNEL_LACKS: [&str; 4] = ["tokenID", "vlan", "IPTables4NatTemplate", "routeLocalNet"];
+/// Parameters of KERNEL that need what is not built: VLAN breakout, address translation. Whoever has another forwarder for them is to find
+/// that one.
+const KERNEL_LACKS: [&str; 3] = ["vlan", "IPTables4NatTemplate", "routeLocalNet"];
+/// The parameter that says by which of its VFs a pod wants its end.
+pub(super) const TOKEN: &str = "tokenID";
+const VLAN_MAX: u32 = 4094;
 /// Values of parameters that ask for nothing.
 const NOTHING: [&str; 3] = ["", "0", "false"];
 const SOCKET_FILE: &str = "socketfile";
@@ -480,9 +544,33 @@ mod tests {
         for (key, value) in [("vlan", "0"), ("tokenID", ""), ("routeLocalNet", "false"), ("name", "nsm-1")] {
             assert_eq!(with(key, value), Some(EndKind::Kernel), "{key} {value}");
         }
-        for (key, value) in [("vlan", "7"), ("tokenID", "sriov-1"), ("routeLocalNet", "true")] {
+        for (key, value) in [("vlan", "7"), ("routeLocalNet", "true")] {
             assert_eq!(with(key, value), None, "{key} {value}");
         }
+        assert_eq!(with(TOKEN, "sriov-1"), Some(EndKind::KernelVf));
+    }
+
+    #[test]
+    fn an_end_by_a_token_is_a_vf_and_vfio_is_none_without_one() {
+        let with = |token: &str| {
+            let parameters = [(TOKEN.to_owned(), token.to_owned())].into();
+            Mechanism { r#type: "VFIO".to_owned(), parameters, ..Mechanism::default() }
+        };
+        assert_eq!((EndKind::of(&with("")), EndKind::of(&with("sriov-1"))), (None, Some(EndKind::Vfio)));
+        let mut connection = connection("a");
+        let ethernet = EthernetContext { src_mac: "02:00:00:00:00:01".to_owned(), vlan_tag: 7, ..<_>::default() };
+        connection.context.get_or_insert_default().ethernet_context = Some(ethernet);
+        let Port::Vf(end) = MeshEnd::local(Side::Client, &connection, &with("sriov-1"), None).unwrap().port else {
+            panic!("it is no VF")
+        };
+        assert_eq!((end.token.as_str(), end.vlan, end.form), ("sriov-1", 7, VfForm::Vfio));
+        assert_eq!(end.mac.to_string(), "02:00:00:00:00:01");
+        connection.context.get_or_insert_default().ethernet_context.get_or_insert_default().vlan_tag = 4095;
+        let refused = MeshEnd::local(Side::Client, &connection, &with("sriov-1"), None).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        let asked = preferences(EndKind::Vfio, "ETHERNET", &[]);
+        let asked: Vec<_> = asked.iter().map(|mechanism| mechanism.r#type.as_str()).collect();
+        assert_eq!(asked, ["NOOP", "KERNEL", "VFIO"]);
     }
 
     #[test]

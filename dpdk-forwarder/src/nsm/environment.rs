@@ -105,9 +105,10 @@ fn fate(name: &str) -> Fate {
             Fate::Ignored("pods get VFs by `device-plugin`")
         }
         "NSM_PCI_DEVICES_PATH" | "NSM_PCI_DRIVERS_PATH" | "NSM_VFIO_PATH" => Fate::Ignored("`sriov-manager` binds VFs"),
-        "NSM_SRIOV_CONFIG_FILE" => Fate::Refused(
-            "connections with SR-IOV tokens are not supported yet; leave it out, or keep cmd-forwarder-sriov beside this forwarder",
-        ),
+        "NSM_SRIOV_CONFIG_FILE" => Fate::Read(|settings, value| {
+            settings.sriov_config = Some(value.into());
+            Ok(())
+        }),
         "NSM_DEVICE_SELECTOR_FILE" => {
             Fate::Refused("the mechanism VLAN is not supported yet; leave it out, or keep the other forwarder for it")
         }
@@ -178,11 +179,12 @@ mod tests {
             ("NSM_VXLAN_PORT", "0"),
             ("NSM_MECHANISM_PRIORITY", "kernel,memif"),
             ("NSM_VPP_INIT", "AF_XDP"),
+            ("NSM_SRIOV_CONFIG_FILE", "/pci.config"),
         ];
         let read = read(Some(file), &asked).unwrap();
         let settings = read.settings.unwrap();
         assert_eq!((settings.name.as_str(), settings.service.as_str()), ("fwd-1", "mine"));
-        assert_eq!(settings.labels.len(), 2);
+        assert_eq!((settings.labels.len(), settings.sriov_config), (2, Some("/pci.config".into())));
         assert_eq!(
             (settings.token_lifetime, settings.dial_timeout),
             (Duration::from_secs(90), Duration::from_millis(1500))
@@ -219,9 +221,9 @@ mod tests {
     fn what_cannot_be_obeyed_is_refused_all_at_once() {
         let asked = [
             ("NSM_CONNECT_TO", "tcp://nsmgr:5001"),
+            ("NSM_DEVICE_SELECTOR_FILE", "/selector.yaml"),
             ("NSM_DIAL_TIMEOUT", "5"),
             ("NSM_LABELS", "p2p"),
-            ("NSM_SRIOV_CONFIG_FILE", "/pci.config"),
             ("NSM_TUNNEL_IP", "here"),
         ];
         let wrong = read(None, &asked).unwrap_err();

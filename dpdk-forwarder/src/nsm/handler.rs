@@ -26,7 +26,7 @@ use super::leftovers;
 use super::making::{Made, Makings};
 use super::next_hop::{Candidates, NextHops};
 use super::vxlan::TunnelSite;
-use super::wish::{ClientInterface, ClientWish};
+use super::wish::{ClientEnd, ClientWish};
 
 /// Joins the ends of connections.
 pub(super) struct MeshForwarder {
@@ -48,8 +48,8 @@ struct Joined {
     next: NextHop,
     /// As the next process has answered it, in our place.
     below: Connection,
-    /// The interface that the client has named.
-    interface: Option<ClientInterface>,
+    /// What no other connection of the client has.
+    only: Option<ClientEnd>,
     /// What the client has passed.
     client_file: Option<Arc<OwnedFd>>,
     /// What the endpoint has passed, which goes with each call below.
@@ -96,7 +96,8 @@ impl MeshForwarder {
             let turn = self.making.begin(id).ok()?;
             (!self.joined().contains_key(id)).then_some(turn)
         };
-        let removed = leftovers::remove_everywhere(self.means.wires.interface_owner(), claim);
+        let removed = leftovers::remove_everywhere(self.means.wires.interface_owner(), claim)
+            + self.means.vfs.give_back_left(claim);
         if removed > 0 {
             tracing::info!(removed, "removed what a forwarder that was killed had left, and nobody asked for");
         }
@@ -160,9 +161,9 @@ impl MeshForwarder {
         let Answer { mut connection, joint, client_file, files } = answer;
         connection.network_service_endpoint_name.clone_from(&found.endpoint.name);
         let following = Self::follow(&next, &connection, call);
-        let (endpoint, interface) = (found.endpoint.name.clone(), asked.interface.clone());
+        let (endpoint, only) = (found.endpoint.name.clone(), asked.only.clone());
         let (joint, turn) = joint.claim();
-        let joined = Joined { endpoint, next, below, interface, client_file, files, joint, following };
+        let joined = Joined { endpoint, next, below, only, client_file, files, joint, following };
         self.joined().insert(connection.id.clone(), joined);
         drop(turn);
         if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
@@ -184,7 +185,8 @@ impl MeshForwarder {
         match (address, asked.kind, &self.site) {
             (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
             (Address::Unix(_), None, _) => Ok(beside_tunnel(payload, &self.priority)),
-            (Address::Tcp(_), Some(EndKind::Noop), _) => Ok(noop_of_another_node()),
+            // A VF is at the network of its NIC, and so is what is on another node.
+            (Address::Tcp(_), Some(EndKind::Noop | EndKind::KernelVf | EndKind::Vfio), _) => Ok(noop_of_another_node()),
             (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) if payload == IP => {
                 Ok(vec![self.means.wireguards.preference(&connection.id, site)?])
             }
@@ -220,7 +222,7 @@ impl MeshForwarder {
         let (site, is_tunnel) = (self.site, asked.kind.is_none());
         let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
-            let client = match site.filter(|_| is_tunnel) {
+            let mut client = match site.filter(|_| is_tunnel) {
                 Some(site) => MeshEnd::remote(Side::Client, mechanism, &site)?,
                 None => MeshEnd::local(Side::Client, &answer, &mechanism, file.as_ref())?,
             };
@@ -230,6 +232,7 @@ impl MeshForwarder {
             };
             let joint = Joint::plan(&answer, [&client, &endpoint], before.as_ref(), &means)?;
             joint.make(before.as_ref(), &means)?;
+            client.mechanism.parameters.extend(joint.told_to_client(&means));
             let metrics = joint.metrics([&client, &endpoint], &means);
             if let Some(segment) = answer.path.as_mut().and_then(|path| path.path_segments.get_mut(own)) {
                 segment.metrics = metrics;
@@ -254,12 +257,11 @@ impl MeshForwarder {
         Arc::new(Following(following.abort_handle()))
     }
 
-    /// A client that was started again asks for its interface by another connection. That of before is in the way, and nobody's.
-    async fn make_way(&self, id: &str, wanted: &ClientInterface, until: Instant) {
+    /// A client that was started again asks for its interface, or by its token, by another connection. That of before is in the way, and nobody's.
+    async fn make_way(&self, id: &str, wanted: &ClientEnd, until: Instant) {
         let before = {
             let mut joined = self.joined();
-            let is_before =
-                |(other, joined): &(&String, &Joined)| *other != id && joined.interface.as_ref() == Some(wanted);
+            let is_before = |(other, joined): &(&String, &Joined)| *other != id && joined.only.as_ref() == Some(wanted);
             let before = joined.iter().find(is_before).map(|(other, _)| other.clone());
             before.and_then(|other| joined.remove_entry(&other))
         };
@@ -267,7 +269,7 @@ impl MeshForwarder {
             tracing::info!(
                 id,
                 before = other,
-                "the client has the interface by another connection already: that is closed"
+                "the client has the same end by another connection already: that is closed"
             );
             if let Err(status) = self.take_down(&other, joined, until).await {
                 tracing::warn!(id = other, %status, "the connection was not closed cleanly");
@@ -330,8 +332,8 @@ impl Handler for MeshForwarder {
         wire_name(&id)?;
         let mut asked = ClientWish::read(&call, self.site.as_ref(), &self.means).await?;
         asked.limit_mtu(&mut call.connection);
-        if let Some(interface) = &asked.interface {
-            self.make_way(&id, interface, until).await;
+        if let Some(only) = &asked.only {
+            self.make_way(&id, only, until).await;
         }
         let made = Box::pin(self.ask_all(&mut call, &mut asked, until)).await;
         if made.is_err() && !self.joined().contains_key(&id) {
@@ -359,12 +361,17 @@ impl Handler for MeshForwarder {
         let netns = mechanism.as_ref().and_then(|mechanism| open_namespace(files.of(mechanism)?).ok());
         let id = connection.id.clone();
         let below = self.hops.close_unknown(connection, until);
-        let (Some(netns), Ok(turn)) = (netns, self.making.begin(&id)) else { return below.await };
+        let Ok(turn) = self.making.begin(&id) else { return below.await };
         let means = self.means.clone();
         let removing = spawn_blocking(move || {
-            let removed = leftovers::remove_of(means.wires.interface_owner(), &NetNs::Open(netns), &id);
+            let of_namespace = match netns {
+                Some(netns) => leftovers::remove_of(means.wires.interface_owner(), &NetNs::Open(netns), &id).map(drop),
+                None => Ok(()),
+            };
+            let vfs = means.vfs.give_back_unknown(&id);
             drop(turn);
-            removed.map(drop).map_err(|error| Status::internal(format!("remove what is left of it: {error}")))
+            vfs?;
+            of_namespace.map_err(|error| Status::internal(format!("remove what is left of it: {error}")))
         });
         let (below, removed) = tokio::join!(below, removing);
         below.and(removed.unwrap_or_else(|error| Err(Status::internal(error.to_string()))))

@@ -14,6 +14,7 @@ use super::context::{Side, interface_state};
 use super::end::{IP, MeshEnd, Port, mac};
 use super::interface::{InterfacePlace, InterfaceState};
 use super::tunnel::{TunnelInterface, TunnelMark};
+use super::vf::{VfEnd, VfLender, VfLink};
 use super::vxlan::{Vnis, Vxlan};
 use super::wireguard::WireGuardPeer;
 use super::wireguard_ends::{SecureTunnel, WireGuardEnds};
@@ -38,6 +39,8 @@ enum Carrier {
     Secure(SecureTunnel),
     /// Such a device of the kernel, and a wire to an end that is none.
     Bridge(Box<TunnelBridge>),
+    /// The network of a NIC: those of its ends that are VFs, the client's first.
+    Nic([Option<Box<VfLink>>; 2]),
     /// What both ends have arranged without us.
     Outside,
 }
@@ -48,6 +51,7 @@ pub(super) struct Means {
     pub(super) wires: Arc<Wires>,
     pub(super) vnis: Arc<Vnis>,
     pub(super) wireguards: Arc<WireGuardEnds>,
+    pub(super) vfs: Arc<VfLender>,
 }
 
 impl Means {
@@ -67,7 +71,8 @@ impl Joint {
         means: &Means,
     ) -> Result<Self, Status> {
         let owner = means.wires.interface_owner().word();
-        let carrier = Carrier::plan(connection, [client, endpoint], before.map(|before| &before.carrier), &owner)?;
+        let carrier =
+            Carrier::plan(connection, [client, endpoint], before.map(|before| &before.carrier), &owner, &means.vfs)?;
         let context = connection.context.clone().unwrap_or_default();
         let mut interfaces = Vec::new();
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
@@ -144,6 +149,14 @@ impl Joint {
         self.carrier.remove(means)
     }
 
+    /// What the client is told of its end beside what it has asked for.
+    pub(super) fn told_to_client(&self, means: &Means) -> BTreeMap<String, String> {
+        match &self.carrier {
+            Carrier::Nic([Some(client), _]) => client.parameters(&means.vfs),
+            _ => BTreeMap::new(),
+        }
+    }
+
     /// What has crossed, as the metrics of a path say it.
     pub(super) fn metrics(&self, [client, endpoint]: [&MeshEnd; 2], means: &Means) -> BTreeMap<String, String> {
         let mut metrics: BTreeMap<_, _> =
@@ -172,6 +185,7 @@ impl Carrier {
         [client, endpoint]: [&MeshEnd; 2],
         before: Option<&Self>,
         owner: &str,
+        lender: &VfLender,
     ) -> Result<Self, Status> {
         let wire = |ends| {
             let wire = WireSpec::new(wire_name(&connection.id)?, ends);
@@ -201,7 +215,20 @@ impl Carrier {
             let mtu = mtu(connection).ok_or_else(|| Status::invalid_argument("a tunnel without an MTU"))?;
             Ok::<_, Status>(Self::Secure(SecureTunnel { connection: connection.id.clone(), place, peer, mtu }))
         };
+        let vf = |side: Side, end: &VfEnd| {
+            let before = match before {
+                Some(Self::Nic(before)) => before[side as usize].as_deref(),
+                _ => None,
+            };
+            VfLink::plan(&connection.id, end, before, lender).map(|link| Some(Box::new(link)))
+        };
         match (&client.port, &endpoint.port) {
+            (Port::Vf(a), Port::Vf(b)) => Ok(Self::Nic([vf(Side::Client, a)?, vf(Side::Endpoint, b)?])),
+            (Port::Vf(end), Port::Outside) => Ok(Self::Nic([vf(Side::Client, end)?, None])),
+            (Port::Outside, Port::Vf(end)) => Ok(Self::Nic([None, vf(Side::Endpoint, end)?])),
+            (Port::Vf(_), _) | (_, Port::Vf(_)) => Err(Status::unimplemented(
+                "one end is a VF, by its tokenID, and the other one is not: what is not at the network of the NIC by a VF of its own is NOOP",
+            )),
             (Port::Local(a), Port::Local(b)) => Ok(Self::Wire(Box::new(wire([a.clone(), b.clone()])?))),
             (Port::Local(EndSpec::Kernel(_)), Port::Tunnel(vxlan)) => tunnel(Side::Client, client, *vxlan),
             (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(_))) => tunnel(Side::Endpoint, endpoint, *vxlan),
@@ -230,6 +257,7 @@ impl Carrier {
             }
             (Self::Tunnel(tunnel), Self::Tunnel(before)) => tunnel.place == before.place,
             (Self::Secure(tunnel), Self::Secure(before)) => tunnel.place == before.place,
+            (Self::Nic(links), Self::Nic(before)) => links == before,
             _ => false,
         }
     }
@@ -264,6 +292,13 @@ impl Carrier {
                 bridge.join().map_err(|error| failed(format!("join a wire with its tunnel: {error}")))?;
                 Ok(is_new)
             }
+            Self::Nic(links) => {
+                let mut is_new = false;
+                for link in links.iter().flatten() {
+                    is_new |= link.make(&means.vfs)?;
+                }
+                Ok(is_new)
+            }
             Self::Outside => Ok(false),
         }
     }
@@ -283,6 +318,11 @@ impl Carrier {
                 let parted = bridge.part().map_err(|error| internal(&error));
                 wire(&bridge.wire).and(tunnel).and(parted)
             }
+            Self::Nic(links) => {
+                let [client, endpoint] =
+                    links.each_ref().map(|link| link.as_ref().map_or(Ok(()), |link| link.remove(&means.vfs)));
+                client.and(endpoint)
+            }
             Self::Outside => Ok(()),
         }
     }
@@ -292,7 +332,8 @@ impl Carrier {
         match self {
             Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
             Self::Bridge(bridge) => wires.status(&bridge.wire.name).map(|status| status.directions),
-            Self::Outside => None,
+            // Its frames are the NIC's.
+            Self::Nic(_) | Self::Outside => None,
             Self::Secure(tunnel) => tunnel.traffic(wireguards),
             // Whichever side it is on: what it sends goes to the other one.
             Self::Tunnel(tunnel) => tunnel.stats().map(|stats| {

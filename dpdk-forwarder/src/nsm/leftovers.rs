@@ -2,8 +2,6 @@
 //! process or a file keeps.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use ferrule_dataplane::port::kernel::InterfaceOwner;
 use ferrule_dataplane::spec::NetNs;
@@ -11,6 +9,7 @@ use ferrule_ffi::netlink::{Netlink, NetlinkError};
 use ferrule_ffi::netns;
 
 use super::joint::connection_of;
+use super::namespaces::namespaces;
 use super::{rules, tunnel};
 
 /// Removes what is left of connections that `claim` says nobody wants, which it goes on saying as long as it lives what it returns.
@@ -49,19 +48,4 @@ fn remove_in<C>(
         // They are of the namespace, and lead nowhere now.
         Ok(wires + tunnels + rules::remove_idle(&mut netlink)?)
     })?
-}
-
-/// Files of namespaces: of every process, and those that have a name.
-fn namespaces() -> Vec<PathBuf> {
-    let of_processes = entries(Path::new("/proc")).into_iter().filter(|path| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-    });
-    of_processes.map(|process| process.join("ns/net")).chain(entries(Path::new("/run/netns"))).collect()
-}
-
-fn entries(directory: &Path) -> Vec<PathBuf> {
-    let read = fs::read_dir(directory).into_iter().flatten();
-    read.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
 }

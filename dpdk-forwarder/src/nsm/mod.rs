@@ -11,7 +11,8 @@
 //! - `bridge`: a tunnel for an end that is no interface of the kernel
 //! - `making`: what a call has made that nobody waits for any more is undone
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
-//! - `leftovers`: what a forwarder that was killed has left
+//! - `vf`: ends that are VFs of the pods
+//! - `leftovers`: what a forwarder that was killed has left; `namespaces`: where that is looked for
 
 #[cfg(feature = "nsm")]
 mod bridge;
@@ -31,6 +32,8 @@ mod leftovers;
 #[cfg(feature = "nsm")]
 mod making;
 #[cfg(feature = "nsm")]
+mod namespaces;
+#[cfg(feature = "nsm")]
 mod next_hop;
 #[cfg(feature = "nsm")]
 mod rules;
@@ -41,6 +44,8 @@ mod server;
 mod settings;
 #[cfg(feature = "nsm")]
 mod tunnel;
+#[cfg(feature = "nsm")]
+mod vf;
 #[cfg(feature = "nsm")]
 mod vxlan;
 #[cfg(feature = "nsm")]

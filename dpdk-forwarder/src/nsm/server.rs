@@ -29,6 +29,7 @@ use super::joint::{Means, connection_of};
 use super::next_hop::NextHops;
 use super::settings::NsmSettings;
 use super::tunnel::{default_address, find_site};
+use super::vf::{SriovConfig, VfLender, VfLenderSettings};
 use crate::wires::Wires;
 
 /// Serves the mesh until the forwarder has stopped. It waits for its identity and for its manager as long as they take.
@@ -74,8 +75,10 @@ async fn serve_as(
         None => default_address().map_err(cannot)?,
     };
     let site = tunnels_at.map(|address| find_site(address, settings.vxlan_port).map_err(cannot)).transpose()?;
-    let may_have_leftovers = wires.interface_owner().may_have_leftovers();
-    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default(), wireguards: Arc::default() };
+    // What VFs were before outlives the machine.
+    let may_have_leftovers = wires.interface_owner().may_have_leftovers() || settings.sriov_state.is_dir();
+    let vfs = Arc::new(VfLender::new(lender_settings(&settings)?));
+    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default(), wireguards: Arc::default(), vfs };
     let handler = MeshForwarder::new(means, hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
@@ -118,6 +121,18 @@ async fn serve_as(
     }
 }
 
+/// Where the VFs of pods come from.
+fn lender_settings(settings: &NsmSettings) -> Result<VfLenderSettings, MeshError> {
+    let config = settings.sriov_config.as_deref().map(SriovConfig::load).transpose().map_err(MeshError::Sriov)?;
+    Ok(VfLenderSettings {
+        manager: ferrule_ethdev::leases().manager().to_owned(),
+        tokens: settings.sriov_tokens.clone(),
+        state: settings.sriov_state.clone(),
+        config,
+        root: "/".into(),
+    })
+}
+
 async fn on_thread(calls: &ConnectionServer<MeshForwarder>, work: fn(&MeshForwarder)) {
     let calls = calls.clone();
     if let Err(error) = spawn_blocking(move || work(calls.handler())).await {
@@ -143,6 +158,9 @@ pub(crate) enum MeshError {
     /// Tunnels cannot begin there.
     #[error("the address of tunnels, `tunnel_ip` or NSM_TUNNEL_IP: {0}")]
     Tunnels(String),
+    /// The SR-IOV configuration is wrong.
+    #[error("the SR-IOV configuration, `sriov_config` or NSM_SRIOV_CONFIG_FILE: {0}")]
+    Sriov(String),
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),

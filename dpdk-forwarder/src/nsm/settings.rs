@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ferrule_daemon::settings::Field;
@@ -31,6 +32,12 @@ pub struct NsmSettings {
     pub vxlan_port: u16,
     /// Mechanisms that are preferred to others, the first one most.
     pub mechanism_priority: Vec<String>,
+    /// The SR-IOV configuration of cmd-forwarder-sriov; none: all tokens of `device-plugin` are good.
+    pub sriov_config: Option<PathBuf>,
+    /// Where `device-plugin` puts tokens.
+    pub sriov_tokens: PathBuf,
+    /// Where is kept what VFs were before connections changed them.
+    pub sriov_state: PathBuf,
 }
 
 impl Default for NsmSettings {
@@ -47,6 +54,9 @@ impl Default for NsmSettings {
             tunnel_ip: None,
             vxlan_port: VXLAN_PORT,
             mechanism_priority: Vec::new(),
+            sriov_config: None,
+            sriov_tokens: PathBuf::from("/var/lib/ferrule/device-plugin/nsm-tokens"),
+            sriov_state: PathBuf::from("/var/lib/ferrule/forwarder/nsm-vfs"),
         }
     }
 }
@@ -67,6 +77,9 @@ impl NsmSettings {
             "tunnel_ip",
             "vxlan_port",
             "mechanism_priority",
+            "sriov_config",
+            "sriov_tokens",
+            "sriov_state",
         ]) else {
             return settings;
         };
@@ -106,6 +119,17 @@ impl NsmSettings {
             settings.labels =
                 entries.filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
         }
+        let path = |key: &str| {
+            let field = table.optional(key)?;
+            let path = PathBuf::from(field.text()?);
+            if !path.is_absolute() {
+                field.wrong("an absolute path is wanted");
+            }
+            Some(path)
+        };
+        settings.sriov_config = path("sriov_config");
+        settings.sriov_tokens = path("sriov_tokens").unwrap_or(settings.sriov_tokens);
+        settings.sriov_state = path("sriov_state").unwrap_or(settings.sriov_state);
         let words = table.optional("mechanism_priority").and_then(|field| field.items()).unwrap_or_default();
         settings.mechanism_priority = words.iter().filter_map(|word| Some(word.text()?.to_uppercase())).collect();
         settings
@@ -135,14 +159,15 @@ mod tests {
 
     #[test]
     fn a_section_is_read_and_what_is_wrong_in_it_is_told_at_its_line() {
-        let text = "name: fwd-1\nconnect_to: unix:///m.sock\nlabels: {p2p: 'true', sort: fast}\ntoken_lifetime: 20s\ntunnel_ip: 10.0.0.1\nmechanism_priority: [kernel]\n";
+        let text = "name: fwd-1\nconnect_to: unix:///m.sock\nlabels: {p2p: 'true', sort: fast}\ntoken_lifetime: 20s\ntunnel_ip: 10.0.0.1\nmechanism_priority: [kernel]\nsriov_state: /s\n";
         let nsm = read(text).unwrap();
         assert_eq!((nsm.name.as_str(), nsm.connect_to.as_str(), nsm.labels.len()), ("fwd-1", "unix:///m.sock", 2));
         assert_eq!((nsm.token_lifetime, nsm.tunnel_ip), (Duration::from_secs(20), Some([10, 0, 0, 1].into())));
         assert_eq!(nsm.mechanism_priority, ["KERNEL"]);
-        assert_eq!(nsm.vxlan_port, 4789);
-        let wrong = "connect_to: tcp://a:1\ntoken_lifetime: 0s\ndial_timeout: soon\nvxlan_port: 0\n";
+        assert_eq!((nsm.vxlan_port, nsm.sriov_config, nsm.sriov_state), (4789, None, PathBuf::from("/s")));
+        let wrong =
+            "connect_to: tcp://a:1\ntoken_lifetime: 0s\ndial_timeout: soon\nvxlan_port: 0\nsriov_tokens: here\n";
         let lines: Vec<_> = read(wrong).unwrap_err().errors.iter().map(|error| error.at.line).collect();
-        assert_eq!(lines, [1, 2, 3, 4]);
+        assert_eq!(lines, [1, 2, 3, 4, 5]);
     }
 }

@@ -9,7 +9,7 @@ use ferrule_nsm::service::{Call, MechanismFiles};
 use ferrule_nsm::transport::Peer;
 use tonic::Status;
 
-use super::end::{EndKind, NAME, is_tunnel_of, unsupported};
+use super::end::{EndKind, NAME, TOKEN, is_tunnel_of, unsupported};
 use super::joint::Means;
 use super::vxlan::{MTU, TunnelSite, Vnis};
 use super::wireguard::WIREGUARD;
@@ -20,17 +20,22 @@ pub(super) struct ClientWish {
     pub(super) kind: Option<EndKind>,
     pub(super) mechanism: Mechanism,
     pub(super) file: Option<Arc<OwnedFd>>,
-    /// The interface that it names.
-    pub(super) interface: Option<ClientInterface>,
+    /// What no other connection of it has.
+    pub(super) only: Option<ClientEnd>,
 }
 
-/// An interface that a client wants. A client has one of a name in a namespace.
+/// What a client has by one connection only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ClientInterface {
-    netns: Inode,
-    name: String,
-    /// The first segment of the path: its name, and its id there.
-    client: (String, String),
+pub(super) enum ClientEnd {
+    /// An interface of a name in a namespace.
+    Interface {
+        netns: Inode,
+        name: String,
+        /// The first segment of the path: its name, and its id there.
+        client: (String, String),
+    },
+    /// The VF of a token: whoever has that is of the pod.
+    Vf { token: String },
 }
 
 impl ClientWish {
@@ -47,14 +52,17 @@ impl ClientWish {
                 WIREGUARD => means.wireguards.answer(id, &mechanism, site)?,
                 _ => site.answer(id, &mechanism, &means.vnis)?,
             };
-            return Ok(Self { kind: None, mechanism, file: None, interface: None });
+            return Ok(Self { kind: None, mechanism, file: None, only: None });
         }
         let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
         let file = files.of(&mechanism).cloned();
-        let interface =
-            file.as_ref().filter(|_| kind == EndKind::Kernel).and_then(|file| interface(call, &mechanism, file));
-        Ok(Self { kind: Some(kind), mechanism, file, interface })
+        let only = if kind.is_vf() {
+            mechanism.parameters.get(TOKEN).map(|token| ClientEnd::Vf { token: token.clone() })
+        } else {
+            file.as_ref().filter(|_| kind == EndKind::Kernel).and_then(|file| interface(call, &mechanism, file))
+        };
+        Ok(Self { kind: Some(kind), mechanism, file, only })
     }
 
     /// The tunnel gets another number: its own is that of a tunnel that we did not know of.
@@ -74,8 +82,9 @@ impl ClientWish {
     }
 }
 
-fn interface(call: &Call, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Option<ClientInterface> {
+fn interface(call: &Call, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Option<ClientEnd> {
     let client = call.connection.path.as_ref()?.path_segments.first()?;
     let name = mechanism.parameters.get(NAME).filter(|name| !name.is_empty())?.clone();
-    Some(ClientInterface { netns: Inode::of(file).ok()?, name, client: (client.name.clone(), client.id.clone()) })
+    let client = (client.name.clone(), client.id.clone());
+    Some(ClientEnd::Interface { netns: Inode::of(file).ok()?, name, client })
 }

@@ -8,7 +8,7 @@ mod known;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,11 @@ impl Leases {
     pub fn new(settings: LeaseSettings) -> Arc<Self> {
         let (known, changed, wanted) = (Mutex::default(), Condvar::new(), Mutex::default());
         Arc::new(Self { settings, known, changed, wanted })
+    }
+
+    /// The socket of the manager.
+    pub fn manager(&self) -> &Path {
+        &self.settings.manager
     }
 
     /// Says which leases wires want. As long as nobody says so, none is given back.
