@@ -2,7 +2,7 @@
 //!
 //! Each process takes the environment of the program in Go that it can take the place of.
 //! Modules: `process` (identity and place of each), `show` (services, endpoints, connections), `manager`, `client`, `endpoint`,
-//! `identities` (the Workload API), `up` (all of them, with a forwarder), `probe` (whether one of them serves).
+//! `identities` (the Workload API), `up` (all of them, with a forwarder), `probe` (whether one of them serves), `vfio` (a client's nodes).
 
 use std::future::Future;
 use std::io;
@@ -29,6 +29,7 @@ mod process;
 mod show;
 mod up;
 mod url;
+mod vfio;
 
 pub use probe::arguments;
 
@@ -130,6 +131,11 @@ pub enum NsmError {
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A pod has no VF of this kind.
+    #[error(
+        "no token of {0} is in the environment: the container asks for the resource {0} (`limits`), and has NSM_SRIOV_TOKENS_{0} then"
+    )]
+    NoToken(String),
     /// Somebody said no.
     #[error("{what}: {}", status.message())]
     Refused {

@@ -10,6 +10,7 @@ use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint, Netwo
 use ferrule_nsm::registry::{Registration, RegistryClient};
 use ferrule_nsm::service::ConnectionServer;
 use ferrule_nsm::transport::{Address, Allowed, ListenLimits, Listener, server};
+use sriov_manager_client::tokens::tokens_of_variables;
 use tokio::time::sleep;
 
 use super::identities::make_directory;
@@ -58,7 +59,9 @@ pub(super) async fn run(args: EndpointArgs, stop: StopSignal) -> Result<(), NsmE
 pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: StopSignal) -> Result<(), NsmError> {
     let path = args.listen_on.clone().unwrap_or_else(|| format!("{RUN}/endpoint-{}.sock", args.name).into());
     path.parent().map_or(Ok(()), make_directory)?;
-    let handler = KernelEndpoint::new(open_namespace(&args.netns)?, &args.prefixes)?;
+    // Those of all names: they are of the endpoint's own pod.
+    let tokens = tokens_of_variables(std::env::vars_os()).flat_map(|(_, tokens)| tokens).collect();
+    let handler = KernelEndpoint::new(open_namespace(&args.netns)?, &args.prefixes)?.with_tokens(tokens);
     let calls = ConnectionServer::new(&args.name, args.process.token_lifetime, handler);
     args.trusted.tell(&calls)?;
     let address = Address::Unix(path.clone());

@@ -24,6 +24,7 @@ use crate::transport::KeptConnection;
 
 use lifetime::refresh_after;
 pub use liveness::{Liveness, Ping};
+pub(crate) use wanted::TOKEN;
 pub use wanted::Wanted;
 
 /// Keeps one connection, through a manager, until it is told to stop.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tonic::Status;
 
 use super::ipam::{Ipam, IpamError};
+use crate::client::TOKEN;
 use crate::files::Inode;
 use crate::proto::connection::{Connection, Mechanism};
 use crate::service::{Call, Handler, INODE_URL};
@@ -20,6 +21,15 @@ pub struct KernelEndpoint {
     ipam: Mutex<Ipam>,
     /// By the ids of their connections.
     interfaces: Mutex<BTreeMap<String, String>>,
+    tokens: Mutex<Tokens>,
+}
+
+/// Of VFs that the endpoint's pod has.
+#[derive(Default)]
+struct Tokens {
+    free: Vec<String>,
+    /// By the ids of their connections.
+    used: BTreeMap<String, String>,
 }
 
 impl KernelEndpoint {
@@ -29,19 +39,39 @@ impl KernelEndpoint {
     /// The kernel cannot say which file it is.
     pub fn new(namespace: Arc<OwnedFd>, prefixes: &[IpNet]) -> std::io::Result<Self> {
         let inode = Inode::of(&namespace)?;
-        Ok(Self { namespace, inode, ipam: Mutex::new(Ipam::new(prefixes)), interfaces: Mutex::default() })
+        Ok(Self {
+            namespace,
+            inode,
+            ipam: Mutex::new(Ipam::new(prefixes)),
+            interfaces: Mutex::default(),
+            tokens: Mutex::default(),
+        })
     }
 
-    /// What the answer says of the interface; its name stays as long as the connection.
-    fn mechanism(&self, id: &str, service: &str) -> Mechanism {
+    /// With VFs for clients that have some themselves: one for each, as long as there are tokens.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Vec<String>) -> Self {
+        Self { tokens: Mutex::new(Tokens { free: tokens, used: BTreeMap::new() }), ..self }
+    }
+
+    /// What the answer says of the interface; its name stays as long as the connection. A client that has a VF has no other end beside it than
+    /// a VF, or one that nobody makes (NOOP).
+    fn mechanism(&self, id: &str, service: &str, beside_vf: bool) -> Mechanism {
+        let token = if beside_vf { lock(&self.tokens).of(id) } else { None };
+        if beside_vf && token.is_none() {
+            return Mechanism { cls: "LOCAL".to_owned(), r#type: NOOP.to_owned(), parameters: BTreeMap::new() };
+        }
         let name = name_of(&mut lock(&self.interfaces), id, service);
         let parameters = [(INODE_URL.to_owned(), self.inode.to_string()), ("name".to_owned(), name)];
-        Mechanism { cls: "LOCAL".to_owned(), r#type: KERNEL.to_owned(), parameters: parameters.into() }
+        let mut parameters: BTreeMap<_, _> = parameters.into();
+        parameters.extend(token.map(|token| (TOKEN.to_owned(), token)));
+        Mechanism { cls: "LOCAL".to_owned(), r#type: KERNEL.to_owned(), parameters }
     }
 
     fn forget(&self, id: &str) {
         lock(&self.ipam).release(id);
         lock(&self.interfaces).remove(id);
+        lock(&self.tokens).give_back(id);
     }
 }
 
@@ -49,8 +79,12 @@ impl KernelEndpoint {
 impl Handler for KernelEndpoint {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
         let mut connection = call.connection;
-        let wanted = connection.mechanism.iter().chain(&call.preferences);
-        if !wanted.into_iter().any(|mechanism| mechanism.r#type == KERNEL) {
+        let is_wanted = |kind: &str| {
+            let mut wanted = connection.mechanism.iter().chain(&call.preferences);
+            wanted.any(|mechanism| mechanism.r#type == kind)
+        };
+        let beside_vf = is_wanted(NOOP);
+        if !beside_vf && !is_wanted(KERNEL) {
             return Err(Status::unimplemented(
                 "cannot support any of the requested mechanism: this endpoint has KERNEL only",
             ));
@@ -61,7 +95,7 @@ impl Handler for KernelEndpoint {
         })?;
         let context = connection.context.get_or_insert_default().ip_context.get_or_insert_default();
         lock(&self.ipam).assign(&connection.id, context)?;
-        connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service));
+        connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service, beside_vf));
         // We call nobody: what lies behind was another's.
         let interface = connection.mechanism.as_ref().and_then(|mechanism| mechanism.parameters.get("name"));
         if let Some(path) = &mut connection.path {
@@ -122,7 +156,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Tokens {
+    /// The one of a connection, which it keeps.
+    fn of(&mut self, id: &str) -> Option<String> {
+        if !self.used.contains_key(id) {
+            self.used.insert(id.to_owned(), self.free.pop()?);
+        }
+        self.used.get(id).cloned()
+    }
+
+    fn give_back(&mut self, id: &str) {
+        self.free.extend(self.used.remove(id));
+    }
+}
+
 const KERNEL: &str = "KERNEL";
+const NOOP: &str = "NOOP";
 /// IFNAMSIZ, less the zero at its end.
 const INTERFACE_MAX: usize = 15;
 const INTERFACE_SERVICE_MAX: usize = 10;
@@ -130,6 +179,22 @@ const INTERFACE_SERVICE_MAX: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_with_a_vf_is_met_by_one_as_long_as_there_are_some() {
+        let namespace = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
+        let endpoint = KernelEndpoint::new(namespace, &[]).unwrap().with_tokens(vec!["sriov-1".to_owned()]);
+        let token = |id: &str, beside_vf| {
+            let mechanism = endpoint.mechanism(id, "s", beside_vf);
+            (mechanism.r#type, mechanism.parameters.get(TOKEN).cloned())
+        };
+        let (kernel, vf) = (KERNEL.to_owned(), Some("sriov-1".to_owned()));
+        assert_eq!(token("plain", false), (kernel.clone(), None));
+        assert_eq!([token("a", true), token("a", true)], [(kernel.clone(), vf.clone()), (kernel.clone(), vf.clone())]);
+        assert_eq!(token("b", true), (NOOP.to_owned(), None));
+        endpoint.forget("a");
+        assert_eq!(token("b", true), (kernel, vf));
+    }
 
     #[test]
     fn no_two_connections_have_one_name_and_each_keeps_its_own() {
