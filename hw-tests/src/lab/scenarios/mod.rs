@@ -6,6 +6,7 @@
 //! - `instructions`: what a frame costs, beside testpmd;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
+//! - `mesh`: VFs as ends of Network Service Mesh, by their pods' tokens;
 //! - `node`: what happens to a node while VFs are lent;
 //! - `service`: the manager as a service of the node: stopped, started twice, on a disk that is only to be read;
 //! - `crashes`: the manager killed at every point of its work;
@@ -20,6 +21,7 @@ mod hardware;
 mod holders;
 mod instructions;
 mod leases;
+mod mesh;
 mod node;
 mod pods;
 mod reboots;
@@ -79,6 +81,9 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(6)),
     Scenario::new("a_forwarder_with_ipc_lock_alone_in_a_root_of_its_own_polls_a_vf", &[wires::confined])
         .within(Duration::from_mins(6)),
+    Scenario::new("pods_are_joined_by_the_vfs_of_their_tokens", &[mesh::kernel_by_tokens])
+        .within(Duration::from_mins(10)),
+    Scenario::new("dpdk_drives_the_vf_of_a_pods_token", &[mesh::vfio_by_token]).within(Duration::from_mins(6)),
     Scenario::new("ferrule_bench_measures_two_vfs_and_its_doctor_looks_at_them", &[bench::two_vfs])
         .within(Duration::from_mins(6)),
     Scenario::new("instructions_for_a_frame_are_counted_beside_testpmd", &[instructions::of_a_frame])

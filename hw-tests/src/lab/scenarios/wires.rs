@@ -357,7 +357,7 @@ impl Watched {
 }
 
 /// Pings until so many are answered, which is returned; the first may be lost while links come up.
-fn ping(netns: &str, to: &str, count: usize) -> Result<f64> {
+pub(super) fn ping(netns: &str, to: &str, count: usize) -> Result<f64> {
     let run = |count: usize| {
         let output = Command::new("ip")
             .args(["netns", "exec", netns, "ping", "-c", &count.to_string(), "-i", "0.05", "-W", "1", to])
