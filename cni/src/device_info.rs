@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::protocol::CniError;
+use crate::socket_kind::Kind;
 
 /// A device of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,15 @@ pub enum DeviceInfo {
         device: String,
         /// Its PF's.
         pf: String,
+    },
+    /// A socket.
+    Socket {
+        /// What speaks over it.
+        kind: Kind,
+        /// Whether the forwarder listens, and the pod connects.
+        forwarder_listens: bool,
+        /// Where it is on the host.
+        path: String,
     },
 }
 
@@ -48,6 +58,15 @@ impl DeviceInfo {
         match self {
             Self::Pci { device, pf } => {
                 json!({ "type": "pci", "version": RELEASE, "pci": { "pci-address": device, "pf-pci-address": pf } })
+            }
+            Self::Socket { kind: Kind::VhostUser, forwarder_listens, path } => {
+                let mode = if *forwarder_listens { "client" } else { "server" };
+                json!({ "type": "vhost-user", "version": RELEASE, "vhost-user": { "mode": mode, "path": path } })
+            }
+            Self::Socket { kind, forwarder_listens, path } => {
+                let role = if *forwarder_listens { "slave" } else { "master" };
+                let mode = if *kind == Kind::MemifIp { "ip" } else { "ethernet" };
+                json!({ "type": "memif", "version": RELEASE, "memif": { "role": role, "path": path, "mode": mode } })
             }
         }
     }

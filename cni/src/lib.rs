@@ -1,5 +1,5 @@
-//! `ferrule-cni`: a CNI plugin that gives pods their VFs. A runtime runs it once for each thing that it asks, and it asks
-//! `sriov-manager` for the work.
+//! `ferrule-cni`: a CNI plugin that gives pods their VFs and sockets. A runtime runs it once for each thing that it asks, and it asks
+//! `sriov-manager` and `dpdk-forwarder` for the work.
 //!
 //! It is *not* a daemon, and it speaks to no API server. It writes nothing into sysfs and tells no PF anything: it moves interfaces
 //! between namespaces, and what it has to know later is in a file for each attachment.
@@ -9,15 +9,18 @@
 //! - [`network`]: a network's configuration;
 //! - [`plugin`]: a call from beginning to end; [`call`]: what it is about;
 //! - [`sriov`]: VFs;
+//! - [`userspace`]: memif and vhost-user sockets;
 //! - [`ipam`]: addresses, which another plugin has;
 //! - [`store`]: what has to be known later;
 //! - [`interface`]: interfaces in namespaces;
-//! - [`manager`]: `sriov-manager`;
+//! - [`manager`]: `sriov-manager`; [`forwarder`]: `dpdk-forwarder`; [`asking`]: both, one thing after the other;
 //! - [`device_info`]: what programs in the pod are told;
-//! - [`mac`]: addresses of interfaces.
+//! - [`mac`]: addresses of interfaces; [`socket_kind`]: what speaks over sockets.
 
+pub mod asking;
 pub mod call;
 pub mod device_info;
+pub mod forwarder;
 pub mod interface;
 pub mod ipam;
 pub mod mac;
@@ -25,5 +28,7 @@ pub mod manager;
 pub mod network;
 pub mod plugin;
 pub mod protocol;
+pub mod socket_kind;
 pub mod sriov;
 pub mod store;
+pub mod userspace;

@@ -1,30 +1,21 @@
 //! `sriov-manager`, asked one thing after the other.
 
 use std::path::Path;
-use std::time::Duration;
 
 use sriov_manager_client::{Client, connect, refusal, v1};
 use thiserror::Error;
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
 use tonic::{Code as Status, Response};
 
+use crate::asking::{ANSWER_WAIT, Asking};
 use crate::protocol::{CniError, Code};
 
-/// A manager that answers. The calls wait: a plugin has nothing else to do.
-pub struct Manager {
-    runtime: Runtime,
-    client: Client,
-}
+/// A manager that answers.
+pub struct Manager(Asking<Client>);
 
 impl Manager {
     /// Connects to that whose socket is at this path.
     pub fn connect(socket: &Path) -> Result<Self, ManagerError> {
-        let away = |problem: String| ManagerError::Away(problem);
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| away(format!("start a runtime: {error}")))?;
-        let client = runtime.block_on(connect(socket)).map_err(|error| away(error.to_string()))?;
-        Ok(Self { runtime, client })
+        Asking::connect(connect(socket)).map(Self).map_err(ManagerError::Away)
     }
 
     /// What it says of a VF; none: it knows none of that address.
@@ -51,25 +42,16 @@ impl Manager {
         &mut self,
         call: impl AsyncFnOnce(&mut Client) -> Result<Response<T>, tonic::Status>,
     ) -> Result<T, ManagerError> {
-        let asked = async { timeout(ANSWER_WAIT, call(&mut self.client)).await };
-        let answer = self.runtime.block_on(asked);
-        let answer = answer.map_err(|_| {
-            ManagerError::Away(format!(
-                "sriov-manager has not answered for {} s: look at its log",
-                ANSWER_WAIT.as_secs()
-            ))
-        })?;
-        match answer {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(match refusal(&status) {
-                Some(refusal) => ManagerError::Refused {
-                    message: status.message().to_owned(),
-                    kind: refusal.kind(),
-                    is_passing: refusal.retryable || status.code() == Status::Aborted,
-                },
-                None => ManagerError::Away(format!("sriov-manager does not answer: {}", status.message())),
-            }),
-        }
+        let late = || format!("sriov-manager has not answered for {} s: look at its log", ANSWER_WAIT.as_secs());
+        let answer = self.0.ask(call).ok_or_else(|| ManagerError::Away(late()))?;
+        answer.map_err(|status| match refusal(&status) {
+            Some(refusal) => ManagerError::Refused {
+                message: status.message().to_owned(),
+                kind: refusal.kind(),
+                is_passing: refusal.retryable || status.code() == Status::Aborted,
+            },
+            None => ManagerError::Away(format!("sriov-manager does not answer: {}", status.message())),
+        })
     }
 }
 
@@ -101,7 +83,5 @@ impl From<ManagerError> for CniError {
     }
 }
 
-/// Binding to another driver takes some 100 ms, and a stuck one is given up by the manager sooner than this.
-const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// The interface has just come home; whoever looked at it may take a moment to let go.
 const HOLDER_WAIT_MS: u32 = 2000;

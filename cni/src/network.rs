@@ -69,7 +69,7 @@ impl Network {
             valid: read_valid(&keys)?,
             places: Places {
                 manager: place("manager", sriov_manager_client::SOCKET_DEFAULT)?,
-                forwarder: place("forwarder", FORWARDER_DEFAULT)?,
+                forwarder: place("forwarder", dpdk_forwarder_client::ADMIN_DEFAULT)?,
                 state: place("state", STATE_DEFAULT)?,
                 root: place("root", "/")?,
             },
@@ -174,7 +174,12 @@ impl Keys {
 
     /// A key that is not as it should be.
     pub fn wrong(&self, key: &str, is: &str, wanted: &str) -> CniError {
-        CniError::config(format!("{}{key}: {is}, where {wanted} is wanted", self.place))
+        CniError::config(format!("{}: {is}, where {wanted} is wanted", self.place_of(key)))
+    }
+
+    /// Where a key is in the whole.
+    pub fn place_of(&self, key: &str) -> String {
+        format!("{}{key}", self.place)
     }
 
     fn read<T: DeserializeOwned>(&self, key: &str, wanted: &str) -> Result<Option<T>, CniError> {
@@ -186,8 +191,6 @@ impl Keys {
 /// What the specification takes a configuration without a release for. It is none that is understood.
 const VERSION_DEFAULT: &str = "0.1.0";
 const STATE_DEFAULT: &str = "/var/lib/cni/ferrule";
-/// As `dpdk-forwarder` has it.
-const FORWARDER_DEFAULT: &str = "/run/ferrule/admin.sock";
 
 #[cfg(test)]
 mod tests {

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::network::Network;
-use crate::protocol::{Attachment, CniError, Code, Command, Environment, Version};
-use crate::sriov;
+use crate::protocol::{CniError, Code, Command, Environment, Version};
+use crate::{sriov, userspace};
 
 /// What a call is answered with: what goes to standard output, and whether it was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,25 +46,34 @@ fn answer(
 }
 
 fn carry_out(call: &Call<'_>) -> Result<Option<Value>, CniError> {
+    let is_of_sockets = userspace::is_of_sockets(call.network);
     match (call.environment.command, &call.environment.attachment) {
         (Command::Add, Some(attachment)) => {
-            let result = sriov::add(call, attachment)?;
-            Ok(Some(result.document(call.network.version)))
+            let add = if is_of_sockets { userspace::add } else { sriov::add };
+            Ok(Some(add(call, attachment)?.document(call.network.version)))
         }
-        (Command::Del, Some(attachment)) => sriov::del(call, attachment).map(|()| None),
-        (Command::Check, Some(attachment)) => check(call, attachment).map(|()| None),
-        (Command::Gc, _) => sriov::gc(call).map(|()| None),
-        (Command::Status, _) => sriov::status(call).map(|()| None),
+        (Command::Del, Some(attachment)) => {
+            let del = if is_of_sockets { userspace::del } else { sriov::del };
+            del(call, attachment).map(|()| None)
+        }
+        (Command::Check, Some(_)) if call.network.previous.is_none() => {
+            let problem = "CHECK without prevResult: the runtime must tell what ADD answered";
+            Err(CniError::new(Code::Config, problem))
+        }
+        (Command::Check, Some(attachment)) => {
+            let check = if is_of_sockets { userspace::check } else { sriov::check };
+            check(call, attachment).map(|()| None)
+        }
+        (Command::Gc, _) => {
+            let gc = if is_of_sockets { userspace::gc } else { sriov::gc };
+            gc(call).map(|()| None)
+        }
+        (Command::Status, _) => {
+            let status = if is_of_sockets { userspace::status } else { sriov::status };
+            status(call).map(|()| None)
+        }
         (Command::Add | Command::Del | Command::Check | Command::Version, _) => Ok(None),
     }
-}
-
-fn check(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
-    if call.network.previous.is_none() {
-        let problem = "CHECK without prevResult: the runtime must tell what ADD answered";
-        return Err(CniError::new(Code::Config, problem));
-    }
-    sriov::check(call, attachment)
 }
 
 /// The release that a configuration names, for answers that are wanted whatever else it says.

@@ -1,0 +1,109 @@
+//! DEL, GC, CHECK and STATUS: the seat is free, and a wire that nobody has is gone.
+
+use super::SocketConfig;
+use super::files::{has_link, remove};
+use super::seats::{KIND, SeatRecord, SocketAttachment, wire, wire_name};
+use crate::call::Call;
+use crate::device_info::DeviceInfo;
+use crate::forwarder::Forwarder;
+use crate::ipam::Ipam;
+use crate::protocol::{Attachment, CniError, Code, Command};
+use crate::store::Store;
+
+/// Detaches a container. While the forwarder is away its files go, and its seat is free for the next one that comes when the forwarder
+/// is back.
+pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
+    let store = Store::open(&call.network.places.state, KIND)?;
+    let undone = undo(call, &store, |record| record.is_of(attachment));
+    let released = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Del)).transpose();
+    if let Some(file) = call.network.device_info()? {
+        DeviceInfo::remove(&file)?;
+    }
+    undone.and(released).map(drop)
+}
+
+/// Undoes every attachment of the network but those that are to stay.
+pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
+    let store = Store::open(&call.network.places.state, KIND)?;
+    let is_valid = |record: &SocketAttachment| {
+        call.network
+            .valid
+            .iter()
+            .any(|(container, interface)| *container == record.container && *interface == record.interface)
+    };
+    let undone = undo(call, &store, |record| !is_valid(record));
+    let released = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
+    undone.and(released).map(drop)
+}
+
+/// Whether a container is attached as ADD said.
+pub fn check(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
+    let lost = |problem: String| CniError::new(Code::Failed, format!("{problem}: delete the pod"));
+    let record = Store::open(&call.network.places.state, KIND)?.find::<SeatRecord>(attachment)?;
+    let record = record.ok_or_else(|| lost("nothing is known of this attachment".to_owned()))?;
+    let about = |error: CniError| error.about(&format!("socket {}", record.what.file));
+    let name = wire_name(&record.network, record.what.pair);
+    let has_wire = Forwarder::connect(&call.network.places.forwarder).and_then(|mut forwarder| forwarder.has(&name));
+    if !has_wire.map_err(CniError::from).map_err(about)? {
+        return Err(about(lost(format!("its wire {name} is gone"))));
+    }
+    if !has_link(&record) {
+        return Err(about(lost(format!("somebody has removed it from {}", record.what.shared.display()))));
+    }
+    Ipam::of(call.environment, call.network).map_or(Ok(()), |ipam| ipam.order(Command::Check))
+}
+
+/// Whether ADD would be served.
+pub fn status(call: &Call<'_>) -> Result<(), CniError> {
+    SocketConfig::read(call.network)?;
+    let forwarder = Forwarder::connect(&call.network.places.forwarder);
+    forwarder.map_err(|error| CniError::new(Code::Unavailable, error.to_string()))?;
+    Ipam::of(call.environment, call.network).map_or(Ok(()), |ipam| ipam.order(Command::Status))
+}
+
+/// What was left while the forwarder was away: the namespaces of those pods are gone.
+pub(super) fn settle_owed(call: &Call<'_>, store: &Store) -> Result<(), CniError> {
+    let owed = store.all::<SeatRecord>()?.into_iter().filter(|record| record.network == call.network.name);
+    for record in owed.filter(|record| !has_link(record) && !record.netns.exists()) {
+        forget(call, store, &record)?;
+    }
+    Ok(())
+}
+
+/// Undoes what a record says, and removes it.
+pub(super) fn forget(call: &Call<'_>, store: &Store, record: &SocketAttachment) -> Result<(), CniError> {
+    remove(record)?;
+    call.step("the pod's files are gone");
+    leave(call, store, record)?;
+    call.step("the wire is nobody's, or the other pod's");
+    store.remove(record)
+}
+
+/// The wire is as whoever stays has it.
+fn leave(call: &Call<'_>, store: &Store, record: &SocketAttachment) -> Result<(), CniError> {
+    let is_of_wire = |other: &SocketAttachment| other.network == record.network && other.what.pair == record.what.pair;
+    let others = store.all::<SeatRecord>()?.into_iter();
+    let stays = others.filter(is_of_wire).find(|other| other.what.seat != record.what.seat);
+    let mut forwarder = Forwarder::connect(&call.network.places.forwarder)?;
+    match stays {
+        Some(stays) => forwarder.put(wire(&stays, &[]))?,
+        None => forwarder.remove(&wire_name(&record.network, record.what.pair))?,
+    }
+    Ok(())
+}
+
+fn undo(call: &Call<'_>, store: &Store, is_meant: impl Fn(&SocketAttachment) -> bool) -> Result<(), CniError> {
+    let _lock = store.lock(&format!("network-{}", call.network.name))?;
+    let meant = store.all::<SeatRecord>()?.into_iter().filter(|record| record.network == call.network.name);
+    let mut failure = None;
+    for record in meant.filter(is_meant) {
+        let about = |error: CniError| error.about(&format!("socket {}", record.what.file));
+        match forget(call, store, &record) {
+            Err(error) if error.code == Code::TryAgain => {
+                eprintln!("socket {}: left for the next command about this network: {error}", record.what.file);
+            }
+            forgotten => failure = failure.or(forgotten.map_err(about).err()),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
