@@ -122,15 +122,12 @@ struct Counter {
 }
 
 impl Counter {
-    fn count<E>(&self, len: usize, done: Result<(), E>) {
-        match done {
-            Ok(()) => {
-                self.packets.fetch_add(1, Ordering::Relaxed);
-                self.bytes.fetch_add(len as u64, Ordering::Relaxed);
-            }
-            Err(_) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+    fn count(&self, len: usize, carried: bool) {
+        if carried {
+            self.packets.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -240,7 +237,7 @@ impl Session<'_> {
             // It waits for the handshake.
             _ => Ok(()),
         };
-        self.counters.sent.count(packet.len(), done);
+        self.counters.sent.count(packet.len(), done.is_ok());
     }
 
     async fn incoming(&mut self, message: &[u8], buffer: &mut [u8]) {
@@ -251,7 +248,7 @@ impl Session<'_> {
                 TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
                 TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                     let written = self.tun.get_ref().write(packet);
-                    self.counters.received.count(packet.len(), written);
+                    self.counters.received.count(packet.len(), written.is_ok());
                     return;
                 }
                 TunnResult::Err(error) => {

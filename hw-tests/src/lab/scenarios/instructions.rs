@@ -149,7 +149,7 @@ fn cost(process: u32, mut frames: impl FnMut() -> Result<u64>) -> Result<f64> {
         let frames = last.frames.saturating_sub(first.frames) as f64;
         let [least, most] = [last.before - first.after, last.after - first.before].map(|time| time as f64);
         if frames > 0.0 && most - least < EXACT * least {
-            return Ok((least + most) / 2.0 / frames);
+            return Ok(least.midpoint(most) / frames);
         }
         ensure!(began.elapsed() < WAIT_MAX, "thread {polling}: {frames} frames for {least} to {most} instructions");
     }
