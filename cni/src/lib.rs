@@ -8,7 +8,7 @@
 //! - [`protocol`]: what a runtime and a plugin say to each other;
 //! - [`network`]: a network's configuration;
 //! - [`plugin`]: a call from beginning to end; [`call`]: what it is about;
-//! - [`sriov`]: VFs;
+//! - [`sriov`]: what a pod has of a VF;
 //! - [`userspace`]: memif and vhost-user sockets;
 //! - [`ipam`]: addresses, which another plugin has;
 //! - [`store`]: what has to be known later;

@@ -46,8 +46,8 @@ pub fn free_seat(taken: &[SocketAttachment], container: &str) -> (u32, u8) {
     if let Some((pair, at)) = waits {
         return (*pair, 1 - at[0].what.seat.min(1));
     }
-    let pair = (0..).find(|pair| !pairs.contains_key(pair)).unwrap_or_default();
-    (pair, 0)
+    let taken = pairs.keys().zip(0..).take_while(|(pair, number)| *pair == number).count();
+    (u32::try_from(taken).unwrap_or(u32::MAX), 0)
 }
 
 /// What the wires of a network are called.

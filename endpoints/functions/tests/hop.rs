@@ -25,7 +25,7 @@ fn a_passthrough_changes_no_byte_and_no_order() {
             .into_iter()
             .zip([0x0800_u16, 0x86dd, 0x0806, 0x8847, 0x88cc, 0x1234])
             .map(|(length, ethertype)| {
-                let bytes = (0..length - 14).map(|at| (at % 251) as u8);
+                let bytes = (0..=250).cycle().take(length - 14);
                 [&[2; 12][..], &ethertype.to_be_bytes()].concat().into_iter().chain(bytes).collect()
             })
             .collect();
@@ -114,7 +114,9 @@ impl Testbed {
         let say = move |side, event| told.lock().unwrap().push((side, event));
         let hop = Hop::start(AnyFunction::new(Link::Ethernet, settings), ours, say).unwrap();
         let mut testbed = Self { hop, peers: [None, None], specs, events, notifier: Notifier::new().unwrap() };
-        Side::BOTH.into_iter().for_each(|side| testbed.join(side));
+        for side in Side::BOTH {
+            testbed.join(side);
+        }
         testbed
     }
 

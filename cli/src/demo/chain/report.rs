@@ -83,7 +83,12 @@ impl ClientReport {
         let name = &self.name;
         let mut text = format!("\n===== >>>>> PROCESSING {name}  <<<<< ===========\n");
         for ChainCheck { passed, line, seen, .. } in &self.checks {
-            text += &if *passed { format!("{line}\n") } else { format!("{line}: {seen}\n") };
+            text += line;
+            if !passed {
+                text += ": ";
+                text += seen;
+            }
+            text.push('\n');
         }
         text + &if self.passed {
             format!("All check OK. NSC {name} behaving as expected.\n")

@@ -16,16 +16,15 @@ use crate::demo::{DemoError, ping};
 pub(super) fn perform(bed: &ChainBed<'_>, report: &mut ChainReport) -> Result<(), DemoError> {
     let chain = bed.start([CLIENT, GATEWAY], &HOPS)?;
     bed.loopback(1)?;
-    let servers = [OPEN, SHUT].map(|port| serve(bed, port));
-    let [_open, _shut] =
-        servers.map(|server| server.map_err(|error| DemoError::testbed("serve the gateway's pages", error)));
-    let (_open, _shut) = (_open?, _shut?);
+    let serving = |port| serve(bed, port).map_err(|error| DemoError::testbed("serve the gateway's pages", error));
+    let servers = [OPEN, SHUT].into_iter().map(serving).collect::<Result<Vec<_>, _>>()?;
     let client = report.client(CLIENT_NAME);
     bed.progress.say(format_args!("pinging {TARGET} from namespace a, through {} functions", HOPS.len()));
     check_ping(bed, client)?;
     bed.progress.say(format_args!("asking {TARGET} for its page on ports {OPEN} and {SHUT}"));
     check_ports(bed, client)?;
     bed.progress.say("stopping the chain");
+    drop(servers);
     chain.stop()
 }
 

@@ -218,7 +218,7 @@ impl VfLender {
             match self.give_back(&used, None) {
                 Ok(()) => given += 1,
                 Err(status) => {
-                    tracing::warn!(vf = used.before.vf, %status, "a VF that a forwarder left is not given back")
+                    tracing::warn!(vf = used.before.vf, %status, "a VF that a forwarder left is not given back");
                 }
             }
         }

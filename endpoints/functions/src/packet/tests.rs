@@ -51,7 +51,7 @@ fn every_cut_of_a_packet_is_refused() {
 #[test]
 fn fragments_say_which_part_they_are_and_must_not_touch_the_transport_header() {
     let part = |offset: u16, more: bool, payload: &[u8]| {
-        let field = offset / 8 | if more { 0x2000 } else { 0 };
+        let field = (offset / 8) | if more { 0x2000 } else { 0 };
         parse(Link::Ip, &v4(TCP, field, payload)).map(|packet| match packet {
             Packet::Ip(headers) => (headers.fragment, headers.ports),
             other => panic!("{other:?}"),

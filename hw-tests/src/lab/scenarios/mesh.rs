@@ -26,7 +26,7 @@ use super::wires::ping;
 pub fn kernel_by_tokens(lab: &Lab) -> Result<()> {
     let site = Site::start(lab)?;
     let forwarder = site.start_forwarder()?;
-    let endpoint = site.start_endpoint()?;
+    let endpoint = site.start_endpoint();
     let client = site.start_client("kernel", "/nsm-1");
     client.wait_for("connected: ");
     lab.figure("VF to VF of one PF, by tokens: pings answered", ping("c", ENDPOINT, 20)?, "");
@@ -75,7 +75,7 @@ pub fn kernel_by_tokens(lab: &Lab) -> Result<()> {
 pub fn vfio_by_token(lab: &Lab) -> Result<()> {
     let site = Site::start(lab)?;
     let _forwarder = site.start_forwarder()?;
-    let endpoint = site.start_endpoint()?;
+    let endpoint = site.start_endpoint();
     let client = site.start_client("vfio", "");
     client.wait_for(&format!(", {} with ", site.client.vf.address));
     let group = site.client.vf.iommu_group().context("a VF on vfio-pci has a group")?;
@@ -166,14 +166,14 @@ impl Site {
         Ok(process)
     }
 
-    fn start_endpoint(&self) -> Result<Process> {
+    fn start_endpoint(&self) -> Process {
         let mut command = inside("e");
         command.args(["ferrule", "nsm", "endpoint", "--prefix", "172.16.1.0/24", "--service", SERVICE]).args(RELAYS);
         command.arg("--listen-on").arg(self.directory.join("nse.sock"));
         set(&mut command, &self.directory, "nse");
         let process = Process::start(command.env(VARIABLE, &self.endpoint.tokens));
         process.wait_for(": registered");
-        Ok(process)
+        process
     }
 
     fn start_client(&self, kind: &str, interface: &str) -> Process {
