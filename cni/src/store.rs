@@ -171,7 +171,7 @@ mod tests {
         store.write(&record).unwrap();
         // A write that was cut off.
         fs::write(directory.path().join("vf/other:net1.new"), "{").unwrap();
-        assert_eq!(store.all().unwrap(), [record.clone()]);
+        assert_eq!(store.all().unwrap(), std::slice::from_ref(&record));
         assert_eq!(store.find(&attachment).unwrap(), Some(record.clone()));
         fs::write(store.path("c.1", "net1"), "{").unwrap();
         assert!(store.find::<u32>(&attachment).unwrap_err().message.contains("c.1:net1.json"));

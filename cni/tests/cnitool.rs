@@ -1,6 +1,8 @@
 //! The program itself, called by `cnitool` of the module `github.com/containernetworking/cni`, with the addresses of `host-local` and
 //! `static`: all three are those of their authors.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::fs;

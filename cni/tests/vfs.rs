@@ -11,8 +11,8 @@ use sriov_manager_client::v1;
 
 use common::{Asked, Pod, Site, has, ip};
 
-fn vlan(id: u32) -> Option<v1::Vlan> {
-    Some(v1::Vlan { id, qos: 0, protocol: v1::VlanProtocol::Dot1q.into() })
+fn vlan(id: u32) -> v1::Vlan {
+    v1::Vlan { id, qos: 0, protocol: v1::VlanProtocol::Dot1q.into() }
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_vf_is_the_container_s_interface_and_then_as_it_was() {
     assert_eq!(interface["pciID"], json!(site.address(0)));
     assert_eq!(result["ips"][0]["interface"], json!(0));
     let asked = site.asked_of(0);
-    assert_eq!((asked.vlan, asked.trust), (vlan(100), Some(true)));
+    assert_eq!((asked.vlan, asked.trust), (Some(vlan(100)), Some(true)));
     assert!(!has(&site.host, &netdev));
     let shown = ip(&pod.netns, "addr show net1");
     for part in ["10.9.0.5/24", "2001:db8::5/64", "state U"] {
@@ -68,7 +68,7 @@ fn a_vf_on_vfio_gets_its_attributes_and_no_interface() {
     let result = site.ask(&pod.asked("ADD", "c1", &config)).document.unwrap();
     assert_eq!(result["interfaces"][0], json!({ "name": "net1", "pciID": site.address(0) }));
     let asked = site.asked_of(0);
-    assert_eq!((asked.vlan, asked.mac.as_deref()), (vlan(7), Some("02:00:00:00:00:09")));
+    assert_eq!((asked.vlan, asked.mac.as_deref()), (Some(vlan(7)), Some("02:00:00:00:00:09")));
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&info).unwrap()).unwrap();
     assert_eq!(written["pci"]["pci-address"], json!(site.address(0)));
     assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done);
@@ -133,7 +133,7 @@ fn what_fails_leaves_nothing_and_says_why_in_one_line() {
 fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
     let Some(site) = Site::start("killed_at_any_step", 1) else { return };
     let netdev = site.netdev(0);
-    let before = v1::Attributes { vlan: vlan(5), ..Default::default() };
+    let before = v1::Attributes { vlan: Some(vlan(5)), ..Default::default() };
     site.lend(0, v1::Driver::Kernel, before.clone());
     let config = site.config(0, json!({ "vlan": 100, "ipam": site.with_ipam() }));
     let steps = AtomicUsize::new(0);
@@ -167,7 +167,7 @@ fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
         assert!(answer.is_done || message.contains("container c1 still has it"), "{at}: {message}");
         assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done);
         assert!(answer.is_done || site.ask(&next.asked("ADD", "c2", &config)).is_done, "{at}");
-        assert!(has(&next.netns, "net1") && site.asked_of(0).vlan == vlan(100), "{at}");
+        assert!(has(&next.netns, "net1") && site.asked_of(0).vlan == Some(vlan(100)), "{at}");
         assert!(site.ask(&next.asked("DEL", "c2", &config)).is_done);
         assert_eq!((site.asked_of(0), site.leftovers()), (before.clone(), Vec::new()), "{at}");
     }
@@ -183,7 +183,7 @@ fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
 #[test]
 fn a_pod_ends_while_the_manager_is_away_and_the_next_one_finds_the_vf_as_it_was() {
     let Some(mut site) = Site::start("a_pod_ends_while_the_manager_is_away", 1) else { return };
-    let before = v1::Attributes { vlan: vlan(5), ..Default::default() };
+    let before = v1::Attributes { vlan: Some(vlan(5)), ..Default::default() };
     site.lend(0, v1::Driver::Kernel, before.clone());
     let (pod, next) = (Pod::new(), Pod::new());
     let config = site.config(0, json!({ "vlan": 100, "ipam": site.with_ipam() }));
@@ -219,7 +219,7 @@ fn the_del_of_an_old_pod_leaves_the_next_pod_s_vf_alone() {
     let late = Asked { netns: None, ..next.asked("DEL", "c1", &config) };
     assert!(site.ask(&late).is_done);
     assert!(has(&next.netns, "net1"));
-    assert_eq!(site.asked_of(0).vlan, vlan(100));
+    assert_eq!(site.asked_of(0).vlan, Some(vlan(100)));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_hundred_come_and_go_side_by_side() {
             }
         });
         if command == "ADD" {
-            let told = (0..100).all(|index| site.asked_of(index).vlan == vlan(index + 1));
+            let told = (0..100).all(|index| site.asked_of(index).vlan == Some(vlan(index + 1)));
             assert!(told && pods.iter().all(|pod| has(&pod.netns, "net1")));
         }
     }
