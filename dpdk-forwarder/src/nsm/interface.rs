@@ -79,10 +79,11 @@ impl InterfacePlace {
 
     /// Changes what it has. What failed half-way is taken back.
     pub(super) fn change(&self, is: &InterfaceState, should: &InterfaceState) -> Result<(), InterfaceError> {
-        if is == should {
-            return Ok(());
-        }
-        self.inside("change", || OpenInterface::find(&self.name)?.change(is, should))
+        self.inside("change", || {
+            let mut interface = OpenInterface::find(&self.name)?;
+            let is = interface.still_has(is)?;
+            if is == *should { Ok(()) } else { interface.change(&is, should) }
+        })
     }
 
     /// Takes back what does not go with the interface: rules are the namespace's.
@@ -158,6 +159,19 @@ impl OpenInterface {
             }
         }
         Ok(state)
+    }
+
+    /// What is left of what it had: whoever brings it down and up takes its routes from it, its neighbours and its addresses of IPv6.
+    fn still_has(&mut self, had: &InterfaceState) -> Result<InterfaceState, NetlinkError> {
+        let there = self.read()?;
+        let mut is = had.clone();
+        is.addresses.retain(|address| there.addresses.contains(address));
+        is.routes.retain(|to, via| there.routes.get(to) == Some(via));
+        rules::keep_those_that_lead_to(&mut self.netlink, self.index, &mut is.rules)?;
+        if is != *had {
+            is.neighbours.clear();
+        }
+        Ok(is)
     }
 
     fn route_of(&self, message: &RouteMessage) -> Option<(IpNet, Option<IpAddr>)> {

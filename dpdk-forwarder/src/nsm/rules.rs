@@ -48,12 +48,14 @@ pub(super) fn change(
     let mut there = KnownRules::read(netlink)?;
     for rule in new {
         // One of a forwarder that was killed is used again.
-        let table = match there.find(rule, Some(index)) {
-            Some(at) => table_of(&there.rules.swap_remove(at)),
-            None => there.free_table()?,
+        let (table, has_rule) = match there.find(rule, Some(index)) {
+            Some(at) => (table_of(&there.rules.swap_remove(at)), true),
+            None => (there.free_table()?, false),
         };
         there.users.entry(table).or_default().insert(index);
-        let done = add(netlink, index, rule, table);
+        // The kernel would take it twice.
+        let done = add_routes(netlink, index, rule, table)
+            .and_then(|()| if has_rule { Ok(()) } else { add_rule(netlink, rule, table) });
         if done.is_err() {
             // The first failure says more.
             let _ = clear(netlink, table, Some(index));
@@ -63,9 +65,12 @@ pub(super) fn change(
     Ok(())
 }
 
-fn add(netlink: &mut Netlink, index: u32, rule: &PolicyRule, table: u32) -> Result<(), NetlinkError> {
+fn add_routes(netlink: &mut Netlink, index: u32, rule: &PolicyRule, table: u32) -> Result<(), NetlinkError> {
     let routes = rule.routes.iter().map(|(to, via)| in_table(index, *to, *via, table)).collect();
-    netlink.exchange(routes)?.into_iter().try_for_each(|answer| answer.map(drop))?;
+    netlink.exchange(routes)?.into_iter().try_for_each(|answer| answer.map(drop))
+}
+
+fn add_rule(netlink: &mut Netlink, rule: &PolicyRule, table: u32) -> Result<(), NetlinkError> {
     let add = Request { message: RouteNetlinkMessage::NewRule(rule.message(table)), flags: NLM_F_CREATE | NLM_F_EXCL };
     match netlink.request(add) {
         Err(refusal) if refusal.errno != Errno::EEXIST => Err(refusal),
@@ -96,6 +101,19 @@ pub(super) fn retain(netlink: &mut Netlink, index: u32, should: &[PolicyRule]) -
             delete(netlink, told)?;
             clear(netlink, table, Some(index))?;
         }
+    }
+    Ok(())
+}
+
+/// Keeps those rules of an interface whose tables lead to it still.
+pub(super) fn keep_those_that_lead_to(
+    netlink: &mut Netlink,
+    index: u32,
+    rules: &mut Vec<PolicyRule>,
+) -> Result<(), NetlinkError> {
+    if !rules.is_empty() {
+        let there = KnownRules::read(netlink)?;
+        rules.retain(|rule| there.leads_to(rule, index));
     }
     Ok(())
 }
@@ -162,6 +180,12 @@ impl KnownRules {
             (None, _) => true,
         };
         self.rules.iter().position(|told| rule.is(told) && is_of(told))
+    }
+
+    /// Whether a rule leads to an interface.
+    fn leads_to(&self, rule: &PolicyRule, index: u32) -> bool {
+        let has = |table| self.users.get(&table).is_some_and(|users| users.contains(&index));
+        self.rules.iter().any(|told| rule.is(told) && has(table_of(told)))
     }
 
     fn free_table(&self) -> Result<u32, NetlinkError> {
@@ -264,8 +288,10 @@ mod tests {
         assert_eq!([7, 8, 9].map(|index| there.find(&rule, Some(index))), [Some(0), Some(1), None]);
         assert_eq!(there.free_table(), Ok(1002));
         assert_eq!(there.find(&rule, None), None, "both interfaces are there");
+        assert!(there.leads_to(&rule, 8));
         there.users.remove(&1001);
         assert_eq!(there.find(&rule, None), Some(1));
+        assert!(there.leads_to(&rule, 7) && !there.leads_to(&rule, 8), "its table is empty");
     }
 
     #[test]

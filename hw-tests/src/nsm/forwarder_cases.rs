@@ -24,12 +24,13 @@ pub fn all() -> Vec<NsmCase> {
     let plain = MeshOptions::default();
     let two_clients = MeshOptions { clients: 2, ..plain };
     let short = MeshOptions { tokens: Duration::from_secs(20), ..plain };
-    let cases: [(&str, MeshOptions, Run); 10] = [
+    let cases: [(&str, MeshOptions, Run); 11] = [
         ("what_a_killed_forwarder_left_goes_when_nobody_asks_for_it", short, leftovers_are_removed),
         ("a_close_reaches_what_a_killed_forwarder_left", plain, close_of_leftovers),
         ("a_stop_leaves_nothing_in_pods", plain, stop_leaves_nothing),
         ("a_client_that_was_killed_has_its_interface_again", plain, client_killed),
         ("routes_of_the_pod_work_again_after_close", plain, routes_of_the_pod),
+        ("a_refresh_mends_what_an_interface_lost_that_went_down_and_up", plain, down_and_up),
         ("connections_of_a_pod_with_the_same_policy_have_a_rule_each", two_clients, rules_of_two),
         ("a_refresh_that_fails_leaves_the_link_that_was_there", plain, failed_refreshes),
         ("a_tunnel_whose_number_is_taken_gets_another_one", plain, numbers_taken),
@@ -103,6 +104,12 @@ impl Driven {
 
 fn leftovers_are_removed(mesh: &mut Mesh) -> Result<()> {
     let driven = Driven::new(mesh, with_policy)?;
+    let pod = driven.client_pod.netns();
+    // Of others: one with the number of our protocol and another table, one with a table of ours that is empty, and another protocol.
+    let strangers = ["from 10.6.0.1 lookup 200 protocol 254", "from 10.6.0.2 lookup 2000 protocol 99"];
+    for rule in strangers {
+        pod.ip(&format!("rule add {rule}"));
+    }
     driven.first()?;
     driven.ping();
     // Nobody who knows the connection is left: neither the forwarder nor the manager.
@@ -112,6 +119,11 @@ fn leftovers_are_removed(mesh: &mut Mesh) -> Result<()> {
     mesh.near().start_forwarder()?;
     driven.ping();
     let began = Instant::now();
+    wait_until("the rule of the connection is gone", || Ok(!pod.ip("rule show").contains(POLICY_SOURCE)))?;
+    for rule in strangers {
+        // As many as there are: a rule that is not there is an error.
+        pod.ip(&format!("rule del {rule}"));
+    }
     driven.has_nothing_left()?;
     mesh.figure("what was left is gone after", began.elapsed().as_secs_f64(), "s");
     Ok(())
@@ -192,6 +204,32 @@ fn routes_of_the_pod(mesh: &mut Mesh) -> Result<()> {
     ways(INTERFACE)?;
     driven.close(known)?;
     ways("own")
+}
+
+fn down_and_up(mesh: &mut Mesh) -> Result<()> {
+    let driven = Driven::new(mesh, |ip| {
+        with_policy(ip);
+        ip.src_routes = vec![route("10.9.0.0/16")];
+    })?;
+    let known = driven.first()?;
+    let pod = driven.client_pod.netns();
+    let rules = pod.ip("rule show");
+    let rule = rules.lines().find(|rule| rule.contains(POLICY_SOURCE)).context("the policy has no rule")?;
+    let table = rule.split_once("lookup ").and_then(|(_, table)| table.split_whitespace().next());
+    let table = format!("route show table {}", table.context("the rule has no table")?);
+    let ways =
+        || [pod.ip(&table), pod.ip("route show 10.9.0.0/16")].map(|way| way.contains(&format!("dev {INTERFACE}")));
+    ensure!(ways() == [true, true], "it has no routes");
+    pod.ip(&format!("link set {INTERFACE} down"));
+    pod.ip(&format!("link set {INTERFACE} up"));
+    ensure!(ways() == [false, false], "the kernel has kept its routes, and there is nothing to mend");
+    let known = driven.again(&known)?;
+    ensure!(ways() == [true, true], "it has not got its routes back");
+    let after = pod.ip("rule show");
+    ensure!(after == rules, "the rules are others: {after}, {rules}");
+    driven.ping();
+    driven.close(known)?;
+    driven.has_nothing_left()
 }
 
 fn rules_of_two(mesh: &mut Mesh) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What has to hold.
 //!
-//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `lasting`: what stays and what goes; `at_once`: many requests at once; `recovery`: who is killed and replaced
+//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `memif`: a client by memif; `lasting`: what stays and what goes; `at_once`: many requests at once; `recovery`: who is killed and replaced
 //! - `refusals`, `by_hand`: what is refused, and leaves nothing; `shown`: what a person is shown
 
 mod at_once;
@@ -8,6 +8,7 @@ mod by_hand;
 mod ends;
 mod kernel;
 mod lasting;
+mod memif;
 mod recovery;
 mod refusals;
 mod shown;
@@ -103,6 +104,7 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("the_mesh_is_shown", Cast::default(), plain, shown::mesh_is_shown));
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
     cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));
+    cases.push(case("a_client_by_memif_has_a_socket", Cast::default(), plain, memif::client_by_memif));
     cases.push(case("all_kinds_of_ends_are_joined", Cast::default(), plain, ends::all_pairs));
     cases.push(case("hundred_requests_at_once", Cast::default(), plain, at_once::hundred_requests));
     cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
