@@ -46,7 +46,14 @@ impl Node {
         let file = WiresFile::load(&path).unwrap();
         let drain_grace = Duration::from_millis(100);
         let options = Options { config: file.config.clone(), file: Some(file), by_flag: Vec::new(), drain_grace };
-        self.forwarder = Some(self.runtime.block_on(Forwarder::start(options)).unwrap());
+        // A program that another test starts at this moment keeps the lock of the forwarder before until it runs.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        self.forwarder = loop {
+            match self.runtime.block_on(Forwarder::start(options.clone())) {
+                Ok(forwarder) => break Some(forwarder),
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        };
     }
 
     fn stop_forwarder(&mut self) {
