@@ -2,7 +2,7 @@
 //!
 //! - [`VfConfig`]: the keys of a network;
 //! - [`record`]: what has to be known later;
-//! - [`add`], [`del`], [`check`], [`status`], [`gc`]: the commands;
+//! - [`add()`], [`del()`], [`check()`], [`status()`], [`gc()`]: the commands;
 //! - `settle`: the way back, of all of them.
 
 mod add;

@@ -3,7 +3,7 @@
 //!
 //! - [`SocketConfig`]: the keys of a network;
 //! - [`seats`]: which end of which wire a pod has;
-//! - [`add`], [`del`], [`check`], [`status`], [`gc`]: the commands;
+//! - [`add()`], [`del()`], [`check()`], [`status()`], [`gc()`]: the commands;
 //! - `files`: what the pod finds in the shared directory.
 
 mod add;
