@@ -150,8 +150,10 @@ pub(super) fn beside_us(name: &'static str, crate_name: &str, option: &str) -> R
     if program.is_file() {
         return Ok(program);
     }
+    // Where this one was built, so that it will be beside it.
+    let profile = if cfg!(debug_assertions) { "" } else { " --release" };
     let problem = format!(
-        "it is not beside this program; build it with `cargo build --bin {crate_name}`, or name one with {option}"
+        "it is not beside this program; build it with `cargo build{profile} --bin {crate_name}`, or name one with {option}"
     );
     Err(DemoError::Daemon { name, program, problem })
 }

@@ -58,6 +58,15 @@ fn the_verdicts_of_secure_intranet() {
 }
 
 #[test]
+fn the_verdict_on_one_type_of_icmp_is_none_on_another() {
+    let mut firewall = firewall("rules:\n  - { name: ping, action: permit, protocol: icmp, icmp_type: 8 }\n");
+    for _ in 0..2 {
+        assert!(passes(&mut firewall, Client, &echo(8, CLIENT, GATEWAY, 7), 0));
+        assert!(!passes(&mut firewall, Client, &icmp(13, 0, CLIENT, GATEWAY, [0, 7, 0, 0], b""), 0));
+    }
+}
+
+#[test]
 fn a_way_back_is_for_the_answer_and_for_nobody_else() {
     let mut firewall = ours();
     assert!(!passes(&mut firewall, Network, &tcp(WEB.1, WEB.0, SYN_ACK), 0), "nobody asked");

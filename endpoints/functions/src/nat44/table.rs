@@ -20,7 +20,7 @@ pub struct NatTable {
     settings: NatSettings,
     sessions: Sessions<NatSession, 2>,
     /// Of each client, how many.
-    clients: HashMap<u32, usize, RandomState>,
+    pub(super) clients: HashMap<u32, usize, RandomState>,
     random: RandomState,
     drawn: u64,
 }

@@ -355,6 +355,7 @@ fn a_client_has_its_share_and_memory_is_bounded() {
     let translated = bed.nat.counters().translated[0].get();
     bed.put(Client, to_us(Client, &udp((CLIENT, 6000), WEB, b"")));
     assert_eq!(bed.nat.counters().translated[0].get(), translated + 1);
+    assert_eq!(bed.nat.table.clients.len(), 1, "who has no session is not counted any more");
 }
 
 #[test]
