@@ -149,7 +149,7 @@ impl Firewall {
         if self.permits_v6 && headers.is_neighbour_discovery() {
             return Verdict::Pass(Reason::NeighbourDiscovery);
         }
-        // The type of an ICMP message is no part of its key.
+        // The code of an ICMP query is no part of its key, and rules name codes.
         let cacheable = !headers.is_icmp();
         let known = if cacheable { self.cache.find(side, &key, hash) } else { None };
         let rule = known.unwrap_or_else(|| {

@@ -58,11 +58,12 @@ fn the_verdicts_of_secure_intranet() {
 }
 
 #[test]
-fn the_verdict_on_one_type_of_icmp_is_none_on_another() {
-    let mut firewall = firewall("rules:\n  - { name: ping, action: permit, protocol: icmp, icmp_type: 8 }\n");
+fn the_verdict_on_one_code_of_icmp_is_none_on_another() {
+    let mut firewall =
+        firewall("rules:\n  - { name: ping, action: permit, protocol: icmp, icmp_type: 8, icmp_code: 0 }\n");
     for _ in 0..2 {
         assert!(passes(&mut firewall, Client, &echo(8, CLIENT, GATEWAY, 7), 0));
-        assert!(!passes(&mut firewall, Client, &icmp(13, 0, CLIENT, GATEWAY, [0, 7, 0, 0], b""), 0));
+        assert!(!passes(&mut firewall, Client, &icmp(8, 5, CLIENT, GATEWAY, [0, 7, 0, 0], b""), 0));
     }
 }
 
