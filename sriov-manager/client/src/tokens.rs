@@ -5,7 +5,7 @@
 //! before means nothing.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,8 @@ impl Tokens {
     /// Makes a token for a lease. One that it had before is void.
     pub fn issue(&self, lease: &str) -> io::Result<String> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        self.void(lease)?;
+        let directory = self.lock()?;
+        self.remove(|other| other != lease)?;
         let token = format!("{PREFIX}{}", fs::read_to_string(RANDOM)?.trim());
         // It is there as a whole or not at all, also after a power cut.
         let (begun, path) = (self.directory.join(format!("{BEGUN}{token}")), self.directory.join(&token));
@@ -38,7 +39,7 @@ impl Tokens {
         file.write_all(lease.as_bytes())?;
         file.sync_all()?;
         fs::rename(&begun, &path)?;
-        fs::File::open(&self.directory)?.sync_all()?;
+        directory.sync_all()?;
         Ok(token)
     }
 
@@ -60,11 +61,22 @@ impl Tokens {
 
     /// Only tokens of these leases go on meaning something.
     pub fn keep_only(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
-        let entries = match fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
+        match self.lock() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            locked => locked.and_then(|_directory| self.remove(is_kept)),
+        }
+    }
+
+    /// One changes them at a time, in whatever process: another one would take a token that is just being made for one that was never
+    /// finished, and miss a file that it has seen. It ends with what is returned, which is the directory.
+    fn lock(&self) -> io::Result<File> {
+        let directory = File::open(&self.directory)?;
+        directory.lock()?;
+        Ok(directory)
+    }
+
+    fn remove(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
             // What was begun and not ended is nobody's.
@@ -135,6 +147,27 @@ mod tests {
         assert_eq!(fs::read_dir(tokens.directory()).unwrap().count(), 1);
         tokens.void(b).unwrap();
         assert_eq!(tokens.lease_of(&other).unwrap(), None);
+    }
+
+    #[test]
+    fn many_pods_may_come_and_go_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let tokens = Tokens::at(directory.path().join("tokens"));
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let tokens = &tokens;
+                scope.spawn(move || {
+                    for pod in 0..50 {
+                        let (stays, goes) = (format!("stays@{thread}-{pod}"), format!("goes@{thread}"));
+                        let token = tokens.issue(&stays).unwrap();
+                        tokens.issue(&goes).unwrap();
+                        tokens.void(&goes).unwrap();
+                        assert_eq!(tokens.lease_of(&token).unwrap(), Some(stays));
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(tokens.directory()).unwrap().count(), 200);
     }
 
     #[test]
