@@ -50,11 +50,12 @@ fn bring_home(places: &Places, record: &VfAttachment, was: &InterfaceRecord) -> 
         && let Some(link) = in_pod(&mut pod, device, &record.interface, was.pod_mac)?
     {
         pod.set_down(&link, was.mac, was.mtu)?;
-        // Somebody may have taken its name meanwhile.
-        let name = if host.named(&was.name)?.is_none() { was.name.as_str() } else { NAME_PATTERN };
-        pod.move_to(&link, &host, name)?;
+        // Somebody may have taken its name meanwhile: what is called so then is not ours.
+        let is_free = host.named(&was.name)?.is_none();
+        pod.move_to(&link, &host, if is_free { &was.name } else { NAME_PATTERN })?;
+        let home = if is_free { host.named(&was.name)? } else { host.of_device(device)? };
         if was.is_up
-            && let Some(link) = host.named(&was.name)?
+            && let Some(link) = home
         {
             host.set_up(&link)?;
         }
