@@ -148,7 +148,12 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    let mut watch = Watch::start(&mut client(&socket).await).await;
+    let mut asking = client(&socket).await;
+    // A number that somebody made by hand is not made again at once, so that nobody can miss that it is gone.
+    let counts = vec![v1::Count { pf: "ens1f0".into(), count: 2 }];
+    asking.create(v1::CreateRequest { counts, dry_run: false, ..Default::default() }).await.unwrap();
+    let mut watch = Watch::start(&mut asking).await;
+    assert_eq!(watch.list.vfs.len(), 2);
     let kernel = Arc::clone(&node.kernel());
     let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
     Kernel::write(&*kernel, &file, "0").unwrap();

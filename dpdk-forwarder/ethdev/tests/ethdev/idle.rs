@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ferrule_ethdev::EthdevSpec;
 
-use crate::common::{client, engine, receive, send, unique};
-use crate::site::{frame, in_namespace, until_up, wire};
+use crate::common::{client, engine, eventually, receive, send, unique};
+use crate::site::{frame, in_namespace, is_up, until_up, wire};
 
 #[test]
 fn a_worker_sleeps_while_a_device_with_an_interrupt_is_idle_and_naps_with_one_that_has_none() {
@@ -34,6 +34,8 @@ fn frames_wake_a_worker_that_sleeps() {
         engine.apply(wire(&left, &EthdevSpec::new("net_tap0,iface=tap7"))).unwrap();
         let mut receiver = client(&left, 0);
         until_up(engine, &left);
+        // The kernel takes no frame for one that is down.
+        eventually("it is told up", || is_up("tap7"));
         // Its worker has the other device too, and would nap for it.
         let other = crate::common::engine();
         other.apply(wire(&right, &EthdevSpec::new("net_af_packet0,iface=tap7"))).unwrap();

@@ -6,7 +6,7 @@ use ferrule_dataplane::status::DropReason;
 use ferrule_ethdev::EthdevSpec;
 
 use crate::common::{client, eventually, poll, receive, send, unique};
-use crate::site::{device_counter, frame, in_namespace, ip, status, until_up, wire};
+use crate::site::{device_counter, frame, in_namespace, ip, is_up, status, until_up, wire};
 
 #[test]
 fn the_interface_of_a_tap_is_up_while_somebody_is_at_the_other_end_and_only_then() {
@@ -73,11 +73,4 @@ fn an_interface_is_left_as_it_was() {
             }
         }
     });
-}
-
-fn is_up(interface: &str) -> bool {
-    let output = Command::new("ip").args(["-o", "link", "show", interface]).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let flags = text.split(['<', '>']).nth(1).unwrap();
-    flags.split(',').any(|flag| flag == "UP")
 }

@@ -57,6 +57,13 @@ pub fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+pub fn is_up(interface: &str) -> bool {
+    let output = Command::new("ip").args(["-o", "link", "show", interface]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let flags = text.split(['<', '>']).nth(1).unwrap();
+    flags.split(',').any(|flag| flag == "UP")
+}
+
 pub fn end(ethdev: &EthdevSpec) -> EndSpec {
     EndSpec::External(ethdev.clone().into())
 }
