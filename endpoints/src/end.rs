@@ -58,8 +58,9 @@ impl End {
         }
     }
 
-    /// Sleeps until a peer of one of these ends rings for a frame, says something, or `timeout` is over.
-    pub fn sleep(ends: &mut [&mut Self], timeout: Duration) {
+    /// Sleeps until a peer of one of these ends rings for a frame, says something, one of the files `also` is readable, or `timeout` is
+    /// over.
+    pub fn sleep(ends: &mut [&mut Self], also: &[BorrowedFd<'_>], timeout: Duration) {
         for end in &mut *ends {
             end.each_receiver(|receiver| receiver.enable_notify(true));
         }
@@ -69,7 +70,7 @@ impl End {
             end.each_receiver(|receiver| frames |= receiver.refresh().unwrap_or(true));
         }
         if !frames {
-            let mut waiting = Vec::new();
+            let mut waiting: Vec<_> = also.iter().map(|file| PollFd::new(*file, PollFlags::POLLIN)).collect();
             for end in &*ends {
                 waiting.push(PollFd::new(end.control(), PollFlags::POLLIN));
                 end.add_notify_fds(&mut waiting);

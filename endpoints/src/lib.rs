@@ -5,6 +5,7 @@
 //!
 //! - [`memif`]: a memif interface, server or client.
 //! - [`vhost_user`]: a vhost-user frontend, as DPDK's virtio-user is one; [`virtio`]: the driver's side of its rings.
+//! - [`kernel`]: an interface of the kernel.
 //! - [`in_place`]: frames that are written where they are sent from.
 //! - [`end`]: an end of either kind.
 //! - [`responder`]: answers ARP, neighbour solicitations and pings.
@@ -12,6 +13,7 @@
 
 pub mod end;
 pub mod in_place;
+pub mod kernel;
 pub mod memif;
 pub mod memif_responder;
 pub mod responder;

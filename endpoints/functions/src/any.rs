@@ -37,7 +37,7 @@ impl AnyFunction {
     /// As the settings say.
     pub fn new(link: Link, settings: &FunctionSettings) -> Self {
         match settings {
-            FunctionSettings::Passthrough => Self::Passthrough(Passthrough),
+            FunctionSettings::Passthrough | FunctionSettings::Gateway => Self::Passthrough(Passthrough),
             FunctionSettings::Firewall { policy, sessions_max } => {
                 Self::Firewall(Box::new(Firewall::new(link, policy.clone(), *sessions_max)))
             }
@@ -48,7 +48,7 @@ impl AnyFunction {
     /// Takes other settings, and keeps what it knows. `false`: only a new one can be that.
     pub fn adopt(&mut self, settings: &FunctionSettings) -> bool {
         match (self, settings) {
-            (Self::Passthrough(_), FunctionSettings::Passthrough) => true,
+            (Self::Passthrough(_), FunctionSettings::Passthrough | FunctionSettings::Gateway) => true,
             (Self::Firewall(firewall), FunctionSettings::Firewall { policy, .. }) => {
                 firewall.set_policy(policy.clone());
                 true

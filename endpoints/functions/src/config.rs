@@ -16,15 +16,18 @@ use std::path::Path;
 
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::settings::{Field, FileSettings, LoadError, SettingsFile, Table, decode, parse};
-use ferrule_dataplane::spec::{MemifSpec, Mode, QUEUES_MAX, Role, SocketAddress};
-use ferrule_endpoints::end::EndSpec;
-use ferrule_endpoints::vhost_user::FrontendSpec;
+use ferrule_dataplane::spec::{MemifSpec, Mode, Role, SocketAddress};
 
 use crate::firewall::file::read_text;
 use crate::firewall::file::{acl, one_line, own};
 use crate::firewall::rule::Policy;
 use crate::nat44::settings::{self, NatSettings};
 use crate::packet::Link;
+
+pub use end::HopEnd;
+use end::{read_end, read_kernel};
+
+mod end;
 
 /// The settings of a hop, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,15 +40,6 @@ pub struct Config {
     pub ends: [HopEnd; 2],
     /// What is between them.
     pub function: FunctionSettings,
-}
-
-/// An end, in a form that can be compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HopEnd {
-    /// A memif interface.
-    Memif(MemifSpec),
-    /// A vhost-user frontend.
-    Vhost(FrontendSpec),
 }
 
 /// Which function, and what it is told.
@@ -62,6 +56,8 @@ pub enum FunctionSettings {
     },
     /// Clients get addresses of a pool.
     Nat44(NatSettings),
+    /// The chain ends here, with an interface of the kernel.
+    Gateway,
 }
 
 /// The settings and the file that they came from.
@@ -83,11 +79,12 @@ impl Config {
         note("name", self.name != newer.name);
         note("metrics", self.metrics != newer.metrics);
         note("client", self.ends[0] != newer.ends[0]);
-        note("network", self.ends[1] != newer.ends[1]);
+        let network = if newer.function == FunctionSettings::Gateway { "gateway" } else { "network" };
+        note(network, self.ends[1] != newer.ends[1]);
         let sessions = |config: &Self| match &config.function {
             FunctionSettings::Firewall { sessions_max, .. } => Some(*sessions_max),
             FunctionSettings::Nat44(settings) => Some(settings.sessions_max),
-            FunctionSettings::Passthrough => None,
+            FunctionSettings::Passthrough | FunctionSettings::Gateway => None,
         };
         if std::mem::discriminant(&self.function) == std::mem::discriminant(&newer.function) {
             note("sessions", sessions(self) != sessions(newer));
@@ -95,23 +92,6 @@ impl Config {
             note("the function", true);
         }
         needs
-    }
-}
-
-impl HopEnd {
-    /// As it is opened.
-    pub fn spec(&self) -> EndSpec {
-        match self {
-            Self::Memif(memif) => EndSpec::Memif(memif.clone()),
-            Self::Vhost(vhost) => EndSpec::Vhost(vhost.clone()),
-        }
-    }
-
-    fn mode(&self) -> Mode {
-        match self {
-            Self::Memif(memif) => memif.mode,
-            Self::Vhost(_) => Mode::Ethernet,
-        }
     }
 }
 
@@ -127,18 +107,24 @@ impl FileSettings for Config {
 }
 
 fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
-    let table = field.table(&["name", "metrics", "client", "network", "passthrough", "firewall", "nat44"])?;
+    let table =
+        field.table(&["name", "metrics", "client", "network", "passthrough", "firewall", "nat44", "gateway"])?;
     let name = table.required("name", "a name as metrics and the log are to call it").and_then(|field| field.text());
     let metrics = table.optional("metrics").map_or(Some(None), |field| {
         let text = field.text()?;
         parse_address(text).map_err(|wanted| field.wrong(format!("`{text}`; {wanted}"))).ok().map(Some)
     });
-    let what = "an end: `memif: {..}` or `vhost-user: {..}`";
-    let ends = ["client", "network"].map(|key| table.required(key, what).and_then(|field| read_end(&field)));
+    let what = "an end: `memif: {..}`, `vhost-user: {..}` or `kernel: {..}`";
+    let client = table.required("client", what).and_then(|field| read_end(&field));
     let function = read_function(field, &table, directory);
-    let [Some(client), Some(network)] = ends else { return None };
+    let network = match table.optional("gateway") {
+        Some(gateway) => read_gateway(&gateway, table.optional("network")),
+        None => table.required("network", what).and_then(|field| read_end(&field)),
+    };
+    let (client, network) = (client?, network?);
     if client.mode() != network.mode() {
-        field.wrong_below("network", "its frames begin otherwise than the client's; give both ends one mode");
+        let place = if function == Some(FunctionSettings::Gateway) { "gateway" } else { "network" };
+        field.wrong_below(place, "its frames begin otherwise than the client's; give both ends one mode");
     }
     if let (Some(FunctionSettings::Nat44(_)), Mode::Ip) = (&function, client.mode()) {
         field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
@@ -146,14 +132,24 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
     Some(Config { name: name?.to_owned(), metrics: metrics?, ends: [client, network], function: function? })
 }
 
+/// Where a chain ends, there is no network side but the interface.
+fn read_gateway(field: &Field<'_>, network: Option<Field<'_>>) -> Option<HopEnd> {
+    if let Some(network) = network {
+        network.wrong("`gateway` ends the chain with its interface; remove one of them");
+    }
+    read_kernel(field).map(HopEnd::Kernel)
+}
+
 fn read_function(field: &Field<'_>, table: &Table<'_>, directory: &Path) -> Option<FunctionSettings> {
     let given: Vec<_> = FUNCTIONS.iter().filter_map(|name| Some((*name, table.optional(name)?))).collect();
     match &given[..] {
         [("passthrough", passthrough)] => passthrough.table(&[]).map(|_| FunctionSettings::Passthrough),
         [("firewall", firewall)] => read_firewall(firewall, directory),
+        // Its interface is an end.
+        [("gateway", _)] => Some(FunctionSettings::Gateway),
         [(_, nat44)] => settings::read(nat44).map(FunctionSettings::Nat44),
         [] => {
-            field.wrong("no function; add `passthrough: {}`, `firewall: {..}` or `nat44: {..}`");
+            field.wrong("no function; add `passthrough: {}`, `firewall: {..}`, `nat44: {..}` or `gateway: {..}`");
             None
         }
         [(first, _), (_, second), ..] => {
@@ -200,71 +196,13 @@ fn read_file(field: &Field<'_>, directory: &Path) -> Option<Policy> {
     None
 }
 
-fn read_end(field: &Field<'_>) -> Option<HopEnd> {
-    let table = field.table(&["memif", "vhost-user"])?;
-    match table.only() {
-        Some(("memif", memif)) => read_memif(&memif).map(HopEnd::Memif),
-        Some(("vhost-user", vhost)) => read_vhost_user(&vhost).map(HopEnd::Vhost),
-        Some(_) => None,
-        None => {
-            field.wrong("an end is one of `memif: {..}` and `vhost-user: {..}`");
-            None
-        }
-    }
-}
-
-fn read_memif(field: &Field<'_>) -> Option<MemifSpec> {
-    let table = field.table(&["socket", "role", "id", "secret", "mode", "queues", "ring", "buffer"])?;
-    let (socket, role) = read_socket(&table)?;
-    let mut memif = MemifSpec::new(socket, role);
-    let number = |key, max: u64| table.optional(key).map(|field: Field<'_>| field.number::<u32>(0..=max));
-    if let Some(id) = number("id", u64::from(u32::MAX)) {
-        memif.id = id?;
-    }
-    if let Some(secret) = table.optional("secret") {
-        memif.secret = Some(secret.parse()?);
-    }
-    if let Some(mode) = table.optional("mode") {
-        memif.mode = mode.choice(&[("ethernet", Mode::Ethernet), ("ip", Mode::Ip)])?;
-    }
-    if let Some(queues) = table.optional("queues") {
-        memif.queues = queues.number(1..=u64::from(QUEUES_MAX))?;
-    }
-    if let Some(ring) = number("ring", u64::from(u32::MAX)) {
-        memif.ring = ring?;
-    }
-    if let Some(buffer) = number("buffer", u64::from(u32::MAX)) {
-        memif.buffer = buffer?;
-    }
-    Some(memif)
-}
-
-fn read_vhost_user(field: &Field<'_>) -> Option<FrontendSpec> {
-    let table = field.table(&["socket", "role", "queues"])?;
-    let (socket, role) = read_socket(&table)?;
-    let mut frontend = FrontendSpec { listens: role == Role::Server, ..FrontendSpec::new(socket) };
-    if let Some(queues) = table.optional("queues") {
-        frontend.queues = queues.number(1..=u64::from(QUEUES_MAX))?;
-    }
-    Some(frontend)
-}
-
-fn read_socket(table: &Table<'_>) -> Option<(SocketAddress, Role)> {
-    let socket =
-        table.required("socket", "a path or an abstract name as in `\"@name\"`").and_then(|field| field.parse());
-    let role = table
-        .required("role", "`server` (we listen) or `client` (we connect)")
-        .and_then(|field| field.choice(&[("server", Role::Server), ("client", Role::Client)]));
-    Some((socket?, role?))
-}
-
 /// Of a file that is refused.
 fn stand_in() -> Config {
     let nowhere = || HopEnd::Memif(MemifSpec::new(SocketAddress::Abstract("none".to_owned()), Role::Client));
     Config { name: String::new(), metrics: None, ends: [nowhere(), nowhere()], function: FunctionSettings::Passthrough }
 }
 
-const FUNCTIONS: [&str; 3] = ["passthrough", "firewall", "nat44"];
+const FUNCTIONS: [&str; 4] = ["passthrough", "firewall", "nat44", "gateway"];
 /// As VPP has it.
 const SESSIONS_DEFAULT: usize = 500_000;
 /// Some 200 bytes each.
@@ -309,6 +247,45 @@ firewall: { sessions: 10, rules: [{ name: all, action: permit }] }
         }
         fs::write(directory.path().join("rules.yaml"), "a: { ispermit: 7 }").unwrap();
         assert!(load().unwrap_err()[0].contains("rules.yaml:1:16: a.ispermit"), "{:?}", load());
+    }
+
+    const GATEWAY: &str = "
+name: gateway
+client: { memif: { socket: \"@c\", role: client } }
+gateway:
+  netns: /run/netns/pod
+  name: nsm0
+  mtu: 1400
+  addresses: [172.16.1.2/30, \"fd00::2/64\"]
+  routes: [{ to: 10.0.0.0/8, via: 172.16.1.1 }, { to: \"fd01::/64\" }]
+";
+
+    #[test]
+    fn a_gateway_ends_the_chain_with_an_interface() {
+        let config = read_all(GATEWAY).unwrap();
+        let [HopEnd::Memif(_), HopEnd::Kernel(kernel)] = &config.ends else { panic!("{config:?}") };
+        assert_eq!(
+            (kernel.name.as_str(), kernel.mtu, config.function),
+            ("nsm0", Some(1400), FunctionSettings::Gateway)
+        );
+        assert_eq!(kernel.addresses[0].to_string(), "172.16.1.2/30");
+        assert_eq!((kernel.routes[0].via, kernel.routes[1].via), (Some("172.16.1.1".parse().unwrap()), None));
+        for (old, new, place, problem) in [
+            ("gateway:\n", "network: { kernel: { name: x } }\ngateway:\n", "network", "remove one of them"),
+            ("role: client }", "role: client, mode: ip }", "gateway", "give both ends one mode"),
+            ("/run/netns/pod", "pod", "gateway.netns", "an absolute path"),
+            ("name: nsm0", "name: a-name-that-is-too-long", "gateway.name", "15"),
+            ("mtu: 1400", "mtu: 60", "gateway.mtu", "a number from 68"),
+            ("172.16.1.2/30", "172.16.1.2/33", "gateway.addresses[0]", "with its prefix"),
+            ("via: 172.16.1.1", "via: \"fd00::1\"", "gateway.routes[0].via", "different families"),
+            ("routes", "rutes", "gateway.rutes", "did you mean `routes`?"),
+        ] {
+            assert!(GATEWAY.contains(old), "{old}");
+            let lines = read_all(&GATEWAY.replacen(old, new, 1)).unwrap_err();
+            assert!(lines.iter().any(|line| line.contains(place) && line.contains(problem)), "{new}: {lines:#?}");
+        }
+        let changed = read_all(&GATEWAY.replace("172.16.1.2/30", "172.16.1.6/30")).unwrap();
+        assert_eq!(read_all(GATEWAY).unwrap().needs_restart(&changed), ["gateway"]);
     }
 
     #[test]

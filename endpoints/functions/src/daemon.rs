@@ -93,11 +93,12 @@ async fn died(hop: &Hop<AnyFunction>) {
 }
 
 fn word(config: &Config) -> &'static str {
-    use crate::config::FunctionSettings::{Firewall, Nat44, Passthrough};
+    use crate::config::FunctionSettings::{Firewall, Gateway, Nat44, Passthrough};
     match config.function {
         Passthrough => "passthrough",
         Firewall { .. } => "firewall",
         Nat44(_) => "nat44",
+        Gateway => "gateway",
     }
 }
 

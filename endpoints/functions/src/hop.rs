@@ -1,4 +1,4 @@
-//! A function between two ends: frames are taken from one, judged on a copy, and put to the other.
+//! A function between two ports: frames are taken from one, judged on a copy, and put to the other.
 //!
 //! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. What finds the next
 //! end full waits, and holds back those behind it; what finds nobody there is dropped and counted.
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::memif::ring::Sender;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
-use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_ffi::notifier::Notifier;
 use thiserror::Error;
 
 use crate::counter::Counter;
 use crate::function::{Disposition, Extra, Function, Side};
+use crate::port::{HopPort, PortSpec, with_queues};
 
 /// What a hop has counted, and whether anybody is there.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl<F: Function + Send + 'static> Hop<F> {
     /// Starts its threads. `say` is told what a person should know.
     pub fn start(
         function: F,
-        specs: [EndSpec; 2],
+        specs: [impl Into<PortSpec>; 2],
         say: impl Fn(Side, HopEvent) + Clone + Send + 'static,
     ) -> Result<Self, HopError> {
         let (counters, stop) = (Arc::new(HopCounters::default()), Arc::new(AtomicBool::new(false)));
@@ -80,7 +80,7 @@ impl<F: Function + Send + 'static> Hop<F> {
         for (side, spec) in Side::BOTH.into_iter().zip(specs) {
             let (opened, door) = sync_channel(0);
             let (gone, wanted) = sync_channel(1);
-            let (say, stop) = (say.clone(), Arc::clone(&stop));
+            let (spec, say, stop) = (spec.into(), say.clone(), Arc::clone(&stop));
             let work = move || open_again(&spec, &opened, &wanted, &stop, |event| say(side, event));
             spawn(format!("open-{}", side.word()), Box::new(work))?;
             doors.push((door, gone));
@@ -157,15 +157,15 @@ pub enum HopError {
 
 /// A peer that goes is followed by the next one.
 fn open_again(
-    spec: &EndSpec,
-    opened: &SyncSender<End>,
+    spec: &PortSpec,
+    opened: &SyncSender<HopPort>,
     wanted: &Receiver<()>,
     stop: &AtomicBool,
     say: impl Fn(HopEvent),
 ) {
     let mut problem = String::new();
     while !stop.load(Relaxed) {
-        match End::open(spec, OPEN_TIMEOUT) {
+        match HopPort::open(spec, OPEN_TIMEOUT) {
             Ok(end) => {
                 problem.clear();
                 say(HopEvent::Connected { agreement: end.agreement() });
@@ -188,7 +188,7 @@ fn open_again(
 
 struct Worker<F> {
     function: F,
-    ends: [Option<End>; 2],
+    ends: [Option<HopPort>; 2],
     counters: Arc<HopCounters>,
     notifier: Notifier,
     scratch: Scratch,
@@ -212,7 +212,7 @@ impl Scratch {
 impl<F: Function> Worker<F> {
     fn run(
         mut self,
-        doors: &[(Receiver<End>, SyncSender<()>)],
+        doors: &[(Receiver<HopPort>, SyncSender<()>)],
         orders: &Receiver<Order<F>>,
         stop: &AtomicBool,
         say: impl Fn(Side, HopEvent),
@@ -232,6 +232,7 @@ impl<F: Function> Worker<F> {
                 {
                     self.ends[side.index()] = Some(end);
                     self.counters.sides[side.index()].connected.store(true, Relaxed);
+                    self.tell_links();
                 }
             }
             let now_ms = self.started.elapsed().as_millis() as u64;
@@ -251,10 +252,21 @@ impl<F: Function> Worker<F> {
             if let Some((side, reason)) = gone {
                 self.ends[side.index()] = None;
                 self.counters.sides[side.index()].connected.store(false, Relaxed);
+                self.tell_links();
                 say(side, HopEvent::Gone { reason });
                 let _ = doors[side.index()].1.try_send(());
             } else if idle > SPINS {
                 self.sleep();
+            }
+        }
+    }
+
+    /// Each side is told whether anybody is at the other one.
+    fn tell_links(&self) {
+        let [client, network] = &self.ends;
+        for (end, other) in [(client, network), (network, client)] {
+            if let Some(end) = end {
+                end.set_link(other.is_some());
             }
         }
     }
@@ -289,22 +301,10 @@ impl<F: Function> Worker<F> {
             notifier,
         };
         let mut nobody: [Sender; 0] = [];
-        let moved = match (&mut *near, far) {
-            (End::Memif(near), Some(End::Memif(far))) => {
-                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
-            }
-            (End::Memif(near), Some(End::Vhost(far))) => {
-                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
-            }
-            (End::Vhost(near), Some(End::Memif(far))) => {
-                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
-            }
-            (End::Vhost(near), Some(End::Vhost(far))) => {
-                judge.queues(&mut near.queues.receivers, &mut far.queues.senders)
-            }
-            (End::Memif(near), None) => judge.queues(&mut near.queues.receivers, &mut nobody),
-            (End::Vhost(near), None) => judge.queues(&mut near.queues.receivers, &mut nobody),
-        }?;
+        let moved = with_queues!(near, receivers, receivers => match far {
+            Some(far) => with_queues!(far, senders, senders => judge.queues(receivers, senders)),
+            None => judge.queues(receivers, &mut nobody),
+        })?;
         for Extra { to, frame } in scratch.extras.drain(..) {
             let count = match &mut self.ends[to.index()] {
                 Some(end) => send(end, &frame, notifier).map_err(|fault| (to, fault))?,
@@ -318,18 +318,17 @@ impl<F: Function> Worker<F> {
 
     fn sleep(&mut self) {
         let waits = self.scratch.frames.iter().any(|(_, waiting)| waiting.is_some());
-        let mut ends: Vec<_> = self.ends.iter_mut().flatten().collect();
-        if waits || ends.is_empty() {
+        if waits || self.ends.iter().all(Option::is_none) {
             // Nobody notifies us of room.
             thread::sleep(Duration::from_millis(1));
         } else {
-            End::sleep(&mut ends, NAP);
+            HopPort::sleep(&mut self.ends, NAP);
         }
     }
 }
 
 /// Sends one frame that the function made. Whether there was room.
-fn send(end: &mut End, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fault> {
+fn send(end: &mut HopPort, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fault> {
     fn put(target: Option<&mut impl Target>, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fault> {
         let Some(target) = target else { return Ok(false) };
         target.refresh()?;
@@ -337,10 +336,7 @@ fn send(end: &mut End, bytes: &[u8], notifier: &mut Notifier) -> Result<bool, Fa
         publish(target, notifier);
         Ok(stored)
     }
-    match end {
-        End::Memif(endpoint) => put(endpoint.queues.senders.first_mut(), bytes, notifier),
-        End::Vhost(frontend) => put(frontend.queues.senders.first_mut(), bytes, notifier),
-    }
+    with_queues!(end, senders, senders => put(senders.first_mut(), bytes, notifier))
 }
 
 fn publish(target: &mut impl Target, notifier: &mut Notifier) {

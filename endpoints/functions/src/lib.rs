@@ -11,7 +11,7 @@
 //! - [`firewall`]: ordered rules, and the ways back that they open; [`passthrough`]: nothing is judged
 //! - [`nat44`]: a router that gives clients addresses and ports of a pool
 //! - [`any`]: whichever function the settings name
-//! - [`hop`]: a function between two ends, with threads
+//! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
 //! - [`config`]: the settings of a hop; [`daemon`]: it runs, follows its settings, is looked at
 //! - [`webserver`]: real HTTP at the end of a chain
 //! - [`counter`]: numbers that are read while they grow
@@ -30,6 +30,7 @@ pub mod hop;
 pub mod nat44;
 pub mod packet;
 pub mod passthrough;
+pub mod port;
 pub mod sessions;
 pub mod tcp_state;
 pub mod webserver;

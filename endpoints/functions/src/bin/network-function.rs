@@ -11,7 +11,7 @@ use ferrule_daemon::run::refuse_settings;
 use ferrule_functions::config::ConfigFile;
 use ferrule_functions::daemon::run;
 
-/// Runs a network function between two memif or vhost-user ends: a firewall, a NAT44 or a passthrough.
+/// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, a passthrough or a gateway.
 #[derive(Parser)]
 #[command(version, args_override_self = true)]
 struct Flags {
