@@ -45,11 +45,10 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked --no-default-features $(DEMO_QUICK) -p dpdk-forwarder -p device-plugin -p ferrule
-	@echo "==> ferrule demo"
-	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
-	@echo "==> ferrule demo pod"
-	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo pod
+	@$(CARGO) build --release --locked --no-default-features $(DEMO_QUICK) -p dpdk-forwarder -p device-plugin -p ferrule-functions -p ferrule
+	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); for what in "" pod secure-intranet nat; do \
+		echo "==> ferrule demo$${what:+ $$what}"; $$sudo $(RELEASE)/ferrule demo $$what || exit; \
+	done
 
 test: need-test vm-pieces
 	@echo "==> building"

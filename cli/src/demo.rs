@@ -57,8 +57,10 @@ pub struct DemoArgs {
 pub enum DemoCommand {
     /// Two pods get endpoints from the device plugin, as a kubelet gives them, and the forwarder joins them
     Pod(pod::PodDemoArgs),
-    /// A client reaches a VPN gateway through a firewall and three passthroughs, each a process, each hop a wire
+    /// Two clients reach a VPN gateway through a firewall and three passthroughs, each a process, each hop a wire
     SecureIntranet(chain::ChainDemoArgs),
+    /// A client reaches a web server through a NAT44; the server's own log sees an address of the pool
+    Nat(chain::ChainDemoArgs),
 }
 
 /// Shows it, and fails unless every check passed.
@@ -66,6 +68,7 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
     match args.what {
         Some(DemoCommand::Pod(args)) => return pod::run(args).await,
         Some(DemoCommand::SecureIntranet(args)) => return chain::run(args, chain::ChainDemo::SecureIntranet).await,
+        Some(DemoCommand::Nat(args)) => return chain::run(args, chain::ChainDemo::Nat).await,
         None => {}
     }
     let (json, progress) = (args.json, Progress::new(args.json));

@@ -77,26 +77,66 @@ fn two_pods_get_what_the_device_plugin_gives_and_ping_each_other() {
 }
 
 #[test]
-fn a_client_reaches_the_gateway_through_firewall_and_passthroughs_on_one_port_and_not_on_the_other() {
-    let name = "a_client_reaches_the_gateway_through_firewall_and_passthroughs_on_one_port_and_not_on_the_other";
+fn two_clients_reach_the_gateway_through_firewalls_and_passthroughs_on_one_port_and_not_on_the_other() {
+    let name = "two_clients_reach_the_gateway_through_firewalls_and_passthroughs_on_one_port_and_not_on_the_other";
     if let Some(lacking) = lacking() {
         return skip(name, &lacking);
     }
     let (pid, document) = passes(&["secure-intranet", "--json"]);
-    let checks = document["clients"][0]["checks"].as_array().unwrap();
-    let who = "NSC vpn-gateway-nsc with IP 172.16.1.1";
-    let target = "vpn-gateway-nse TargetIP: 172.16.1.2";
-    for (check, (name, line, seen)) in checks.iter().zip([
-        ("ping", format!("{who} pinging {target} successful"), "5 of 5 answered"),
-        ("port 80", format!("{who} accessing {target} TargetPort:80 successful"), "112 bytes"),
-        ("port 8080", format!("{who} blocked {target} TargetPort:8080"), "timed out"),
-    ]) {
-        assert_eq!((&check["name"], &check["passed"]), (&name.into(), &true.into()), "{check:#}");
-        assert_eq!((&check["line"], &check["seen"]), (&line.into(), &seen.into()), "{check:#}");
+    for (client, (number, ip, target)) in
+        [(1, "172.16.1.1", "172.16.1.2"), (2, "172.16.1.5", "172.16.1.6")].into_iter().enumerate()
+    {
+        let who = format!("NSC vpn-gateway-nsc-{number} with IP {ip}");
+        let target = format!("vpn-gateway-nse TargetIP: {target}");
+        assert_checks(
+            &document["clients"][client],
+            &[
+                ("ping", &format!("{who} pinging {target} successful"), "5 of 5 answered"),
+                ("port 80", &format!("{who} accessing {target} TargetPort:80 successful"), "112 bytes"),
+                ("port 8080", &format!("{who} blocked {target} TargetPort:8080"), "timed out"),
+            ],
+        );
     }
-    assert_eq!(checks.len(), 3);
+    assert_eq!(document["clients"].as_array().unwrap().len(), 2);
     assert_nothing_is_left_of(pid);
     assert_eq!(processes_of(pid), [0; 0]);
+}
+
+#[test]
+fn a_web_server_behind_a_nat_logs_an_address_of_the_pool_for_its_client() {
+    let name = "a_web_server_behind_a_nat_logs_an_address_of_the_pool_for_its_client";
+    if let Some(lacking) = lacking() {
+        return skip(name, &lacking);
+    }
+    let (pid, document) = passes(&["nat", "--json"]);
+    let client = &document["clients"][0];
+    let log = &client["checks"][2];
+    let (line, seen) = (log["line"].as_str().unwrap(), log["seen"].as_str().unwrap());
+    assert!(line.starts_with("client 192.168.100.10:"), "{log:#}");
+    assert!(line.contains(" known to webserver as 80.80.80.100:"), "{log:#}");
+    assert!(seen.starts_with("80.80.80.100:") && seen.ends_with(" `GET / HTTP/1.1` 200"), "{log:#}");
+    let who = "client with IP 192.168.100.10";
+    let target = "webserver TargetIP: 80.80.80.80";
+    assert_checks(
+        client,
+        &[
+            ("ping", &format!("{who} pinging {target} successful"), "5 of 5 answered"),
+            ("page", &format!("{who} accessing {target} TargetPort:80 successful"), "82 bytes"),
+            ("server's log", line, seen),
+        ],
+    );
+    assert_nothing_is_left_of(pid);
+    assert_eq!(processes_of(pid), [0; 0]);
+}
+
+/// The checks of a client of a chain, all of them good: names, lines, and what was seen.
+fn assert_checks(client: &Value, wanted: &[(&str, &str, &str)]) {
+    let checks = client["checks"].as_array().unwrap();
+    for (check, (name, line, seen)) in checks.iter().zip(wanted) {
+        assert_eq!((&check["name"], &check["passed"]), (&(*name).into(), &true.into()), "{check:#}");
+        assert_eq!((&check["line"], &check["seen"]), (&(*line).into(), &(*seen).into()), "{check:#}");
+    }
+    assert_eq!(checks.len(), wanted.len());
 }
 
 #[test]
@@ -247,7 +287,8 @@ fn pid_of(child: &Child) -> Pid {
 
 fn assert_nothing_is_left_of(pid: u32) {
     let name = format!("ferrule-demo-{pid}");
-    for path in [format!("/run/{name}"), format!("/run/netns/{name}-a"), format!("/run/netns/{name}-b")] {
+    let namespaces = ["a", "b", "c"].map(|side| format!("/run/netns/{name}-{side}"));
+    for path in namespaces.into_iter().chain([format!("/run/{name}")]) {
         assert!(!Path::new(&path).exists(), "{path} is left");
     }
 }

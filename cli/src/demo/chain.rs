@@ -3,7 +3,8 @@
 //! The ends are interfaces of the kernel, and TCP is the kernel's. Between them one forwarder has all the wires, and each function is a
 //! process `network-function` with a memif end on either side.
 //!
-//! In reading order: `secure_intranet` (what is done), `hops` (the daemons), `http` (a client), `report`.
+//! In reading order: `secure_intranet` and `nat` (what is done), `checks` (what both look at), `hops` (the daemons), `http` (a client),
+//! `report`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,12 +12,15 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::runtime::Handle;
 
+use self::hops::{ChainBed, ChainPrograms};
 use self::report::ChainReport;
 use super::{Progress, Stop, attend};
 use crate::CliError;
 
+mod checks;
 mod hops;
 mod http;
+mod nat;
 mod report;
 mod secure_intranet;
 
@@ -37,8 +41,10 @@ pub struct ChainDemoArgs {
 /// Which chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ChainDemo {
-    /// The client, a firewall, three passthroughs, the gateway.
+    /// Two clients, each with a firewall, three passthroughs and the gateway.
     SecureIntranet,
+    /// A client, a NAT44, a web server.
+    Nat,
 }
 
 /// Shows it, and fails unless every check passed.
@@ -46,10 +52,14 @@ pub(super) async fn run(args: ChainDemoArgs, demo: ChainDemo) -> Result<(), CliE
     let (json, progress) = (args.json, Progress::new(args.json));
     let work = move |handle: &Handle, stop: &Stop| {
         let mut report = ChainReport::default();
-        let programs = hops::ChainPrograms { forwarder: args.forwarder, function: args.function };
-        let result = hops::ChainBed::make(programs, handle, stop, progress).and_then(|bed| match demo {
-            ChainDemo::SecureIntranet => secure_intranet::perform(&bed, &mut report),
-        });
+        let programs = ChainPrograms { forwarder: args.forwarder, function: args.function };
+        let result = match demo {
+            ChainDemo::SecureIntranet => ChainBed::make(programs, 3, handle, stop, progress)
+                .and_then(|bed| secure_intranet::perform(&bed, &mut report)),
+            ChainDemo::Nat => {
+                ChainBed::make(programs, 2, handle, stop, progress).and_then(|bed| nat::perform(&bed, &mut report))
+            }
+        };
         report.end(result)
     };
     let report = attend(progress, work).await?;

@@ -34,7 +34,7 @@ fn perform(program: Option<PathBuf>, handle: &Handle, stop: &Stop, progress: Pro
     needs::check()?;
     let (worker_cpu, generator_cpu) = rate::cpus()?;
     // What is declared later is dropped earlier: the forwarder goes before its namespaces.
-    let testbed = Testbed::make(progress)?;
+    let testbed = Testbed::make(2, progress)?;
     progress.say(format_args!("made namespaces {0}-a and {0}-b", testbed.name()));
     let program = program.map_or_else(|| beside_us("forwarder", "dpdk-forwarder", "--forwarder"), Ok)?;
     let launch = plan::forwarder(&testbed, "forwarder", program, &plan::wires_file(&testbed, worker_cpu))?;

@@ -1,4 +1,4 @@
-//! Where the demo takes place: two namespaces and a directory, named after this process and removed with it.
+//! Where the demo takes place: namespaces and a directory, named after this process and removed with it.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
@@ -19,8 +19,8 @@ pub(super) struct Testbed {
 }
 
 impl Testbed {
-    /// Makes it, after removing what demos left that were killed.
-    pub(super) fn make(progress: Progress) -> Result<Self, DemoError> {
+    /// Makes it with so many namespaces, after removing what demos left that were killed.
+    pub(super) fn make(sides: usize, progress: Progress) -> Result<Self, DemoError> {
         for name in leftovers() {
             progress.say(format_args!("removing {name}, left by a demo that was killed"));
             remove(&name);
@@ -32,7 +32,7 @@ impl Testbed {
             .mode(0o700)
             .create(&directory)
             .map_err(|error| DemoError::testbed(format!("make directory {}", directory.display()), error))?;
-        for side in SIDES {
+        for side in &SIDES[..sides] {
             let name = testbed.namespace_name(side);
             ip_netns("add", &name)?;
             let path = Path::new(NETNS).join(&name);
@@ -54,7 +54,12 @@ impl Testbed {
         &self.name
     }
 
-    /// The namespace of side 0 or 1.
+    /// The names of its namespaces.
+    pub(super) fn namespace_names(&self) -> Vec<String> {
+        SIDES[..self.namespaces.len()].iter().map(|side| self.namespace_name(side)).collect()
+    }
+
+    /// The namespace of this side, counted from 0.
     pub(super) fn namespace(&self, side: usize) -> &NetNs {
         &self.namespaces[side]
     }
@@ -159,7 +164,8 @@ fn ip_netns(what: &str, name: &str) -> Result<(), DemoError> {
 }
 
 const PREFIX: &str = "ferrule-demo-";
-const SIDES: [&str; 2] = ["a", "b"];
+/// As many as a demo has at most.
+const SIDES: [&str; 3] = ["a", "b", "c"];
 /// Belongs to root, so that nobody can put something there before us.
 const RUN: &str = "/run";
 /// Where `ip netns` keeps its names.

@@ -1,4 +1,4 @@
-//! The daemons of a chain: one forwarder with a wire for each hop, and a process for each function.
+//! The daemons of chains: one forwarder with a wire for each hop, and a process for each function.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,7 +24,7 @@ pub(super) struct ChainPrograms {
     pub(super) function: Option<PathBuf>,
 }
 
-/// Where a chain is to be: two namespaces, and what starts it.
+/// Where chains are to be: namespaces, and what starts them.
 pub(super) struct ChainBed<'a> {
     pub(super) testbed: Testbed,
     pub(super) progress: Progress,
@@ -35,9 +35,38 @@ pub(super) struct ChainBed<'a> {
     cpu: usize,
 }
 
-/// An interface at an end of the chain.
+/// A chain that is to be: from an interface in one namespace through all functions to an interface in another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChainPlan<'a> {
+    /// What the names of its wires begin with.
+    pub(super) name: &'a str,
+    pub(super) client: Interface,
+    pub(super) hops: &'a [ChainHop],
+    pub(super) end: ChainEnd,
+}
+
+/// What is at the end of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ChainEnd {
+    /// An interface that the forwarder makes: the last wire ends there.
+    Wire(Interface),
+    /// A function `gateway` of this name, which has the interface.
+    Gateway(&'static str, Interface),
+}
+
+impl ChainEnd {
+    pub(super) fn interface(self) -> Interface {
+        match self {
+            Self::Wire(interface) | Self::Gateway(_, interface) => interface,
+        }
+    }
+}
+
+/// An interface at an end of a chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Interface {
+    /// The number of its namespace.
+    pub(super) side: usize,
     pub(super) name: &'static str,
     /// With its prefix.
     pub(super) address: &'static str,
@@ -45,7 +74,7 @@ pub(super) struct Interface {
     pub(super) routes: &'static str,
 }
 
-/// A function of the chain.
+/// A function of a chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChainHop {
     pub(super) name: &'static str,
@@ -53,8 +82,8 @@ pub(super) struct ChainHop {
     pub(super) settings: &'static str,
 }
 
-/// A chain that runs. Dropping it kills its daemons.
-pub(super) struct Chain {
+/// Chains that run. Dropping them kills their daemons.
+pub(super) struct Chains {
     // What is declared earlier is dropped earlier: functions go before the forwarder.
     functions: Vec<Daemon>,
     forwarder: Daemon,
@@ -63,6 +92,7 @@ pub(super) struct Chain {
 impl<'a> ChainBed<'a> {
     pub(super) fn make(
         programs: ChainPrograms,
+        sides: usize,
         handle: &'a Handle,
         stop: &'a Stop,
         progress: Progress,
@@ -73,25 +103,34 @@ impl<'a> ChainBed<'a> {
         let forwarder = forwarder.map_or_else(|| beside_us("forwarder", "dpdk-forwarder", "--forwarder"), Ok)?;
         let beside = || beside_us("function", "network-function", "--function");
         let function = function.map_or_else(beside, Ok)?;
-        let testbed = Testbed::make(progress)?;
-        progress.say(format_args!("made namespaces {0}-a and {0}-b", testbed.name()));
+        let testbed = Testbed::make(sides, progress)?;
+        progress.say(format_args!("made {sides} namespaces: {}", testbed.namespace_names().join(", ")));
         Ok(Self { testbed, progress, stop, handle, forwarder, function, cpu })
     }
 
-    /// Starts the chain: from an interface in namespace a through all functions to an interface in namespace b.
-    pub(super) fn start(&self, ends: [Interface; 2], hops: &[ChainHop]) -> Result<Chain, DemoError> {
-        let file = self.wires_file(ends, hops);
+    /// Starts chains, which have one forwarder.
+    pub(super) fn start(&self, plans: &[ChainPlan<'_>]) -> Result<Chains, DemoError> {
+        let file = self.wires_file(plans);
         let launch = plan::forwarder(&self.testbed, "forwarder", self.forwarder.clone(), &file)?;
         let mut forwarder = Daemon::start(launch, &self.testbed, self.stop, |mut command| command.spawn())?;
         let mut functions = Vec::new();
-        for hop in hops {
-            functions.push(self.start_function(hop)?);
+        let mut names = Vec::new();
+        for plan in plans {
+            for ChainHop { name, settings } in plan.hops {
+                let network = self.memif(name, "network", "client");
+                functions.push(self.start_function(name, &format!("network: {{ {network} }}\n{settings}"))?);
+                names.push(*name);
+            }
+            if let ChainEnd::Gateway(name, interface) = plan.end {
+                functions.push(self.start_function(name, &format!("gateway: {{ {} }}", self.interface(interface)))?);
+                names.push(name);
+            }
         }
-        let names: Vec<_> = hops.iter().map(|hop| hop.name).collect();
         self.progress.say(format_args!("started dpdk-forwarder and {}", names.join(", ")));
-        let wires = self.wait_until_up(&mut forwarder, ends.map(|end| end.name))?;
+        let interfaces: Vec<_> = plans.iter().flat_map(|plan| [plan.client, plan.end.interface()]).collect();
+        let wires = self.wait_until_up(&mut forwarder, &interfaces)?;
         self.progress.say(format_args!("{wires} wires are up, one for each hop"));
-        Ok(Chain { functions, forwarder })
+        Ok(Chains { functions, forwarder })
     }
 
     /// Whoever is in this namespace can reach its own addresses from now on.
@@ -105,45 +144,60 @@ impl<'a> ChainBed<'a> {
         }
     }
 
-    fn start_function(&self, hop: &ChainHop) -> Result<Daemon, DemoError> {
-        let path = self.testbed.directory().join(format!("{}.yaml", hop.name));
-        let end = |side| format!("{{ memif: {{ socket: {}, role: client }} }}", self.socket(hop, side));
-        let (client, network) = (end("client"), end("network"));
-        let text = format!("name: {}\nclient: {client}\nnetwork: {network}\n{}\n", hop.name, hop.settings);
+    /// Starts a function with a memif end for its client, and other settings.
+    fn start_function(&self, name: &'static str, settings: &str) -> Result<Daemon, DemoError> {
+        let path = self.testbed.directory().join(format!("{name}.yaml"));
+        let client = self.memif(name, "client", "client");
+        let text = format!("name: {name}\nclient: {{ {client} }}\n{settings}\n");
         fs::write(&path, text).map_err(|error| DemoError::testbed(format!("write {}", path.display()), error))?;
         let arguments = ["--config".into(), path.into_os_string()].into();
-        let launch = Launch { name: hop.name, program: self.function.clone(), arguments };
+        let launch = Launch { name, program: self.function.clone(), arguments };
         Daemon::start(launch, &self.testbed, self.stop, |mut command| command.spawn())
     }
 
-    fn wires_file(&self, ends: [Interface; 2], hops: &[ChainHop]) -> String {
-        let interface = |side: usize| {
-            let Interface { name, address, routes } = ends[side];
-            let netns = self.testbed.namespace_path(side);
-            format!(
-                "kernel: {{ netns: {}, name: {name}, addresses: [{address}], routes: [{routes}] }}",
-                netns.display()
-            )
-        };
-        let memif = |hop, side| format!("memif: {{ socket: {}, role: server }}", self.socket(hop, side));
+    fn wires_file(&self, plans: &[ChainPlan<'_>]) -> String {
         let mut text =
             format!("workers: [{}]\nadmin: {}\nwires:\n", self.cpu, plan::admin_socket(&self.testbed).display());
-        let mut before = interface(0);
-        for (number, hop) in hops.iter().enumerate() {
-            let _ =
-                write!(text, "  - name: hop-{number}\n    ends:\n      - {before}\n      - {}\n", memif(hop, "client"));
-            before = memif(hop, "network");
+        for plan in plans {
+            for (number, [near, far]) in self.wires(plan).into_iter().enumerate() {
+                let name = plan.name;
+                let _ = write!(text, "  - name: {name}-{number}\n    ends:\n      - {near}\n      - {far}\n");
+            }
         }
-        let _ = write!(text, "  - name: hop-{}\n    ends:\n      - {before}\n      - {}\n", hops.len(), interface(1));
         text
     }
 
-    fn socket(&self, hop: &ChainHop, side: &str) -> String {
-        self.testbed.directory().join(format!("{}-{side}.sock", hop.name)).display().to_string()
+    /// The ends of each wire of a chain, as in a wires file.
+    fn wires(&self, plan: &ChainPlan<'_>) -> Vec<[String; 2]> {
+        let kernel = |interface| format!("kernel: {{ {} }}", self.interface(interface));
+        let mut wires = Vec::new();
+        let mut near = kernel(plan.client);
+        for hop in plan.hops {
+            wires.push([near, self.memif(hop.name, "client", "server")]);
+            near = self.memif(hop.name, "network", "server");
+        }
+        let end = match plan.end {
+            ChainEnd::Wire(interface) => kernel(interface),
+            ChainEnd::Gateway(name, _) => self.memif(name, "client", "server"),
+        };
+        wires.push([near, end]);
+        wires
     }
 
-    /// Every wire up, and both interfaces sending. How many wires.
-    fn wait_until_up(&self, forwarder: &mut Daemon, interfaces: [&str; 2]) -> Result<usize, DemoError> {
+    /// A side of a function, as whoever has this role says it.
+    fn memif(&self, function: &str, side: &str, role: &str) -> String {
+        let socket = self.testbed.directory().join(format!("{function}-{side}.sock"));
+        format!("memif: {{ socket: {}, role: {role} }}", socket.display())
+    }
+
+    /// What the settings of an interface say of it.
+    fn interface(&self, Interface { side, name, address, routes }: Interface) -> String {
+        let netns = self.testbed.namespace_path(side);
+        format!("netns: {}, name: {name}, addresses: [{address}], routes: [{routes}]", netns.display())
+    }
+
+    /// Every wire up, and the interfaces sending. How many wires.
+    fn wait_until_up(&self, forwarder: &mut Daemon, interfaces: &[Interface]) -> Result<usize, DemoError> {
         let admin = self.handle.block_on(Admin::connect(&plan::admin_socket(&self.testbed)));
         let mut admin = admin.map_err(|error| forwarder.error(&error.to_string()))?;
         let deadline = Instant::now() + TIMEOUT;
@@ -152,9 +206,9 @@ impl<'a> ChainBed<'a> {
             let listed = self.handle.block_on(admin.list()).map_err(|error| forwarder.error(&error.to_string()))?;
             let is_down = |wire: &&Wire| State::of(wire) != State::Up;
             let down: Vec<_> = listed.wires.iter().filter(is_down).map(|wire| wire.name.as_str()).collect();
-            let run = interfaces.iter().enumerate().all(|(side, name)| {
-                let running = self.testbed.namespace(side).run(running_interfaces).unwrap_or_default();
-                running.iter().any(|running| running == name)
+            let run = interfaces.iter().all(|interface| {
+                let running = self.testbed.namespace(interface.side).run(running_interfaces).unwrap_or_default();
+                running.iter().any(|running| running == interface.name)
             });
             if down.is_empty() && run {
                 return Ok(listed.wires.len());
@@ -168,7 +222,7 @@ impl<'a> ChainBed<'a> {
     }
 }
 
-impl Chain {
+impl Chains {
     /// Ends all of it as an administrator would.
     pub(super) fn stop(self) -> Result<(), DemoError> {
         for function in self.functions {

@@ -7,15 +7,22 @@ use std::time::Duration;
 use ferrule_ffi::netns::NetNs;
 use thiserror::Error;
 
-/// The body that GET of this path has, as `wget --timeout` would get it.
-pub(super) fn get(from: &NetNs, server: SocketAddr, path: &str, timeout: Duration) -> Result<String, HttpError> {
+/// A page, and who asked for it.
+pub(super) struct Page {
+    pub(super) body: String,
+    /// Our own end of the connection.
+    pub(super) client: SocketAddr,
+}
+
+/// What GET of this path gives, as `wget --timeout` would get it.
+pub(super) fn get(from: &NetNs, server: SocketAddr, path: &str, timeout: Duration) -> Result<Page, HttpError> {
     let connected = from.run(|| TcpStream::connect_timeout(&server, timeout)).and_then(|stream| stream);
     let mut stream = connected.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => HttpError::TimedOut,
         _ => HttpError::Connect(error),
     })?;
     let limits = stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout)));
-    limits.map_err(HttpError::Stream)?;
+    let client = limits.and_then(|()| stream.local_addr()).map_err(HttpError::Stream)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
     let mut answer = String::new();
     stream
@@ -26,7 +33,7 @@ pub(super) fn get(from: &NetNs, server: SocketAddr, path: &str, timeout: Duratio
     if !head.starts_with("HTTP/1.1 200 ") {
         return Err(HttpError::Answer(head.lines().next().unwrap_or_default().to_owned()));
     }
-    Ok(body.to_owned())
+    Ok(Page { body: body.to_owned(), client })
 }
 
 /// Why there is no page.

@@ -35,10 +35,9 @@ struct ChainCheck {
 }
 
 impl ChainReport {
-    /// The checks of another client begin.
-    pub(super) fn client(&mut self, name: &str) -> &mut ClientReport {
-        self.clients.push(ClientReport { name: name.to_owned(), passed: true, checks: Vec::new() });
-        self.clients.last_mut().expect("it was pushed just now")
+    /// What another client found.
+    pub(super) fn add(&mut self, client: ClientReport) {
+        self.clients.push(client);
     }
 
     /// It is at its end.
@@ -73,6 +72,11 @@ impl ChainReport {
 }
 
 impl ClientReport {
+    /// One that has checked nothing yet.
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), passed: true, checks: Vec::new() }
+    }
+
     /// What came of a check, the line that says so, and what was seen.
     pub(super) fn check(&mut self, name: &'static str, passed: bool, line: String, seen: String) {
         self.passed &= passed;
@@ -106,10 +110,11 @@ mod tests {
 
     fn report(good: bool) -> ChainReport {
         let mut report = ChainReport::default();
-        let client = report.client("nsc");
+        let mut client = ClientReport::new("nsc");
         client.check("ping", true, "pinging successful".into(), "5 of 5 answered".into());
         let word = if good { "blocked" } else { "accessing unsuccessful" };
         client.check("port 8080", good, word.into(), "112 bytes".into());
+        report.add(client);
         report.end(Ok(()))
     }
 

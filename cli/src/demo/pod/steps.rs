@@ -48,7 +48,7 @@ fn perform(
     let plugin = || beside_us("device-plugin", "device-plugin", "--device-plugin");
     let plugin = programs.device_plugin.map_or_else(plugin, Ok)?;
     // What is declared later is dropped earlier: the daemons go before the namespaces.
-    let testbed = Testbed::make(progress)?;
+    let testbed = Testbed::make(2, progress)?;
     progress.say(format_args!("made namespaces {0}-a and {0}-b: two pods to be", testbed.name()));
     progress.say("starting dpdk-forwarder, a stand-in for the kubelet, and device-plugin");
     let mut node = DemoNode::start([forwarder.clone(), plugin], node_cpu, &testbed, handle, stop)?;
