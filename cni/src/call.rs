@@ -18,6 +18,12 @@ impl<'a> Call<'a> {
         Self { environment, network, observer }
     }
 
+    /// A part of it, as a call of its own: another network, another interface.
+    #[must_use]
+    pub fn of<'b>(&'b self, environment: &'b Environment, network: &'b Network) -> Call<'b> {
+        Call { environment, network, observer: self.observer }
+    }
+
     /// Something that can be seen from outside has been done. Tests end the program here.
     pub fn step(&self, done: &str) {
         (self.observer)(done);

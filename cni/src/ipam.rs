@@ -7,7 +7,7 @@ use std::process::{Command as Process, Output, Stdio};
 use serde_json::Value;
 
 use crate::network::Network;
-use crate::protocol::{AddResult, CniError, Code, Command, Environment};
+use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Environment};
 
 /// The plugin that has the addresses of a network.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,7 @@ impl<'a> Ipam<'a> {
         let run = || -> io::Result<Output> {
             let mut child = Process::new(&program)
                 .env("CNI_COMMAND", command.word())
+                .envs(self.environment.attachment.iter().flat_map(Attachment::variables))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::inherit())

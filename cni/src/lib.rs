@@ -8,8 +8,10 @@
 //! - [`protocol`]: what a runtime and a plugin say to each other;
 //! - [`network`]: a network's configuration;
 //! - [`plugin`]: a call from beginning to end; [`call`]: what it is about;
+//! - [`pod`]: all devices of a pod, without Multus;
 //! - [`sriov`]: what a pod has of a VF;
 //! - [`userspace`]: memif and vhost-user sockets;
+//! - [`endpoint`]: interfaces for the device plugin's software endpoints;
 //! - [`ipam`]: addresses, which another plugin has;
 //! - [`store`]: what has to be known later;
 //! - [`interface`]: interfaces in namespaces;
@@ -20,6 +22,7 @@
 pub mod asking;
 pub mod call;
 pub mod device_info;
+pub mod endpoint;
 pub mod forwarder;
 pub mod interface;
 pub mod ipam;
@@ -27,6 +30,7 @@ pub mod mac;
 pub mod manager;
 pub mod network;
 pub mod plugin;
+pub mod pod;
 pub mod protocol;
 pub mod socket_kind;
 pub mod sriov;

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use device_plugin_client::networks::NETWORKS_DEFAULT;
+use ferrule_kubelet::POD_RESOURCES_SOCKET;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::protocol::{AddResult, CniError, Code, Interface, IpAddress, Version};
+use crate::mac::Mac;
+use crate::protocol::{AddResult, Attachment, CniError, Code, Interface, IpAddress, Version};
 
 /// A network's configuration, as it came on standard input.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct Network {
     pub previous: Option<AddResult>,
     /// Of GC: the attachments that are to stay, by container and interface.
     pub valid: Vec<(String, String)>,
+    /// The conflist whose pods' devices are attached to it; none: a runtime knows it.
+    pub chain: Option<String>,
     /// Where this plugin finds what it needs.
     pub places: Places,
     keys: Keys,
@@ -35,6 +40,10 @@ pub struct Places {
     pub manager: PathBuf,
     /// The admin socket of `dpdk-forwarder`.
     pub forwarder: PathBuf,
+    /// The kubelet's podresources socket.
+    pub kubelet: PathBuf,
+    /// The device plugin's file of networks.
+    pub networks: PathBuf,
     /// What it has to know later is kept there.
     pub state: PathBuf,
     /// The tree that holds `sys`.
@@ -67,9 +76,12 @@ impl Network {
             ipam: ipam.filter(|ipam| !ipam.is_empty()),
             previous: previous.map_err(|error| error.about("prevResult"))?,
             valid: read_valid(&keys)?,
+            chain: places.text("chain")?,
             places: Places {
                 manager: place("manager", sriov_manager_client::SOCKET_DEFAULT)?,
                 forwarder: place("forwarder", dpdk_forwarder_client::ADMIN_DEFAULT)?,
+                kubelet: place("kubelet", POD_RESOURCES_SOCKET)?,
+                networks: place("networks", NETWORKS_DEFAULT)?,
                 state: place("state", STATE_DEFAULT)?,
                 root: place("root", "/")?,
             },
@@ -102,6 +114,20 @@ impl Network {
         result.routes.extend(addresses.routes);
         result.dns.extend(addresses.dns);
         result
+    }
+
+    /// The address that an attachment's interface is to have; none: its own. The runtime's goes before that of `CNI_ARGS`, and this before
+    /// the configuration's.
+    pub fn mac(&self, attachment: &Attachment) -> Result<Option<Mac>, CniError> {
+        let mac = self.runtime()?.text("mac")?;
+        let mac = mac.or_else(|| attachment.args.get("MAC").cloned()).or(self.keys.text("mac")?);
+        let mac = mac.filter(|mac| !mac.is_empty()).map(|mac| mac.parse()).transpose();
+        mac.map_err(|problem| CniError::config(format!("mac: {problem}")))
+    }
+
+    /// Whether an interface of a container is to stay when garbage is collected.
+    pub fn has_valid(&self, container: &str) -> bool {
+        self.valid.iter().any(|(valid, _)| valid == container)
     }
 
     /// Where a description of the device is to be written, if the runtime wants one.

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::network::Network;
-use crate::protocol::{CniError, Code, Command, Environment, Version};
-use crate::{sriov, userspace};
+use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Environment, Version};
+use crate::{pod, sriov, userspace};
 
 /// What a call is answered with: what goes to standard output, and whether it was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,34 +46,40 @@ fn answer(
 }
 
 fn carry_out(call: &Call<'_>) -> Result<Option<Value>, CniError> {
-    let is_of_sockets = userspace::is_of_sockets(call.network);
+    let verbs = verbs(call.network);
     match (call.environment.command, &call.environment.attachment) {
-        (Command::Add, Some(attachment)) => {
-            let add = if is_of_sockets { userspace::add } else { sriov::add };
-            Ok(Some(add(call, attachment)?.document(call.network.version)))
-        }
-        (Command::Del, Some(attachment)) => {
-            let del = if is_of_sockets { userspace::del } else { sriov::del };
-            del(call, attachment).map(|()| None)
-        }
+        (Command::Add, Some(attachment)) => Ok(Some((verbs.add)(call, attachment)?.document(call.network.version))),
+        (Command::Del, Some(attachment)) => (verbs.del)(call, attachment).map(|()| None),
         (Command::Check, Some(_)) if call.network.previous.is_none() => {
             let problem = "CHECK without prevResult: the runtime must tell what ADD answered";
             Err(CniError::new(Code::Config, problem))
         }
-        (Command::Check, Some(attachment)) => {
-            let check = if is_of_sockets { userspace::check } else { sriov::check };
-            check(call, attachment).map(|()| None)
-        }
-        (Command::Gc, _) => {
-            let gc = if is_of_sockets { userspace::gc } else { sriov::gc };
-            gc(call).map(|()| None)
-        }
-        (Command::Status, _) => {
-            let status = if is_of_sockets { userspace::status } else { sriov::status };
-            status(call).map(|()| None)
-        }
+        (Command::Check, Some(attachment)) => (verbs.check)(call, attachment).map(|()| None),
+        (Command::Gc, _) => (verbs.gc)(call).map(|()| None),
+        (Command::Status, _) => (verbs.status)(call).map(|()| None),
         (Command::Add | Command::Del | Command::Check | Command::Version, _) => Ok(None),
     }
+}
+
+/// What the commands do with a kind of network.
+struct Verbs {
+    add: fn(&Call<'_>, &Attachment) -> Result<AddResult, CniError>,
+    del: fn(&Call<'_>, &Attachment) -> Result<(), CniError>,
+    check: fn(&Call<'_>, &Attachment) -> Result<(), CniError>,
+    gc: fn(&Call<'_>) -> Result<(), CniError>,
+    status: fn(&Call<'_>) -> Result<(), CniError>,
+}
+
+fn verbs(network: &Network) -> Verbs {
+    if pod::is_of_pods(network) {
+        // Pods without devices need nothing of it, so it is never the reason why no pod can be had.
+        return Verbs { add: pod::add, del: pod::del, check: pod::check, gc: pod::gc, status: |_| Ok(()) };
+    }
+    if userspace::is_of_sockets(network) {
+        let (check, gc) = (userspace::check, userspace::gc);
+        return Verbs { add: userspace::add, del: userspace::del, check, gc, status: userspace::status };
+    }
+    Verbs { add: sriov::add, del: sriov::del, check: sriov::check, gc: sriov::gc, status: sriov::status }
 }
 
 /// The release that a configuration names, for answers that are wanted whatever else it says.

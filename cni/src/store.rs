@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Network;
 use crate::protocol::{Attachment, CniError};
 
 /// The records of one kind of attachments.
@@ -22,6 +23,9 @@ pub struct Store {
 pub struct Record<T> {
     /// The network's name.
     pub network: String,
+    /// The conflist whose pods' devices are attached to it; none: a runtime knows it.
+    #[serde(default)]
+    pub chain: Option<String>,
     /// The container.
     pub container: String,
     /// Its interface.
@@ -36,9 +40,10 @@ pub struct Record<T> {
 
 impl<T> Record<T> {
     /// Of an attachment.
-    pub fn new(network: &str, attachment: &Attachment, boot: String, what: T) -> Self {
+    pub fn new(network: &Network, attachment: &Attachment, boot: String, what: T) -> Self {
         Self {
-            network: network.to_owned(),
+            network: network.name.clone(),
+            chain: network.chain.clone(),
             container: attachment.container.clone(),
             interface: attachment.interface.clone(),
             netns: attachment.netns.clone().unwrap_or_default(),
@@ -50,6 +55,18 @@ impl<T> Record<T> {
     /// Whether it is of this attachment.
     pub fn is_of(&self, attachment: &Attachment) -> bool {
         self.container == attachment.container && self.interface == attachment.interface
+    }
+
+    /// Whether it is garbage of a network of the runtime.
+    pub fn is_stale(&self, network: &Network) -> bool {
+        let is =
+            |(container, interface): &(String, String)| *container == self.container && *interface == self.interface;
+        self.chain.is_none() && self.network == network.name && !network.valid.iter().any(is)
+    }
+
+    /// Whether it is garbage of a conflist: of its pods the runtime knows nothing but their own interface.
+    pub fn is_stale_of_chain(&self, network: &Network) -> bool {
+        self.chain.as_ref() == Some(&network.name) && !network.has_valid(&self.container)
     }
 }
 
@@ -167,7 +184,8 @@ mod tests {
             args: BTreeMap::new(),
         };
         assert_eq!(store.find::<u32>(&attachment).unwrap(), None);
-        let record = Record::new("net", &attachment, "boot".into(), 7);
+        let network = Network::read(br#"{"cniVersion": "1.0.0", "name": "net"}"#).unwrap();
+        let record = Record::new(&network, &attachment, "boot".into(), 7);
         store.write(&record).unwrap();
         // A write that was cut off.
         fs::write(directory.path().join("vf/other:net1.new"), "{").unwrap();

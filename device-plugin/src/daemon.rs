@@ -30,6 +30,7 @@ use crate::host::Host;
 use crate::kubelet::{Directory, Endpoints, keep_following};
 use crate::leases::Manager;
 use crate::metrics::Snapshot;
+use crate::networks_file::NetworksFile;
 use crate::news::News;
 use crate::pod_resources::{PodResources, Witness};
 use crate::release::keep_releasing;
@@ -55,6 +56,8 @@ pub struct DaemonOptions {
     pub forwarder: PathBuf,
     /// Where sockets of software endpoints are.
     pub software: PathBuf,
+    /// The file in which a CNI plugin reads networks.
+    pub networks: PathBuf,
     /// The kubelet's directory of device plugins.
     pub plugins: PathBuf,
     /// The kubelet's podresources socket.
@@ -133,7 +136,9 @@ impl Daemon {
             daemon.serve_page(listener);
         }
         daemon.serve_until_stopped(daemon.work(&options));
-        daemon.serve_until_stopped(daemon.reload(Followed::new(Config::FILE, path, contents), options.presets, hangup));
+        let networks = NetworksFile::at(&options.networks, Place::at(&options.software));
+        let file = Followed::new(Config::FILE, path, contents);
+        daemon.serve_until_stopped(daemon.reload(file, options.presets, networks, hangup));
         let resources = allocator.resources.names().len();
         daemon.servers.started(format_args!(
             "{}, {}; not ready before the kubelet has opened the list of each",
@@ -178,6 +183,7 @@ impl Daemon {
         let (allocator, duty) = (Arc::clone(&self.allocator), Arc::clone(&self.duty));
         let (endpoints, lock) = (Arc::clone(&self.endpoints), Arc::clone(&self.lock));
         let options = options.clone();
+        let networks = NetworksFile::at(&options.networks, Place::at(&options.software));
         async move {
             let checkpoint = Checkpoint::new(&options.state, allocator.host.boot_id());
             let changed = Arc::new(Notify::new());
@@ -204,6 +210,7 @@ impl Daemon {
                 allocator.told.load();
                 allocator.adopt_wires_at_start().await;
                 allocator.write_files_at_start().await;
+                networks.write(&allocator.resources.config());
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
@@ -227,10 +234,11 @@ impl Daemon {
         &self,
         file: Followed,
         presets: Presets,
+        networks: NetworksFile,
         hangup: Signal,
     ) -> impl Future<Output = Result<(), Infallible>> + Send + use<> {
-        let reloader =
-            Reloader { resources: self.allocator.resources.clone(), endpoints: Arc::clone(&self.endpoints), presets };
+        let endpoints = Arc::clone(&self.endpoints);
+        let reloader = Reloader { resources: self.allocator.resources.clone(), endpoints, networks, presets };
         async move {
             reload_on_change(Some((file, reloader)), Config::FILE, hangup).await;
             Ok(())

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use device_plugin_client::networks::NETWORKS_DEFAULT;
 use dpdk_forwarder_client::ADMIN_DEFAULT;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
@@ -49,6 +50,9 @@ pub struct Flags {
     /// Directory of software endpoints' sockets; the same for dpdk-forwarder
     #[arg(long, value_name = "DIR", default_value = "/run/ferrule/software")]
     software_dir: PathBuf,
+    /// File in which the CNI plugin reads `networks` of the configuration
+    #[arg(long, value_name = "PATH", default_value = NETWORKS_DEFAULT)]
+    networks: PathBuf,
     /// The kubelet's directory of device plugins, which `--root-dir` of the kubelet does not move
     #[arg(long, value_name = "DIR", default_value = PLUGINS_DIRECTORY)]
     plugins: PathBuf,
@@ -111,6 +115,7 @@ impl Flags {
             socket: self.socket.clone(),
             forwarder: self.forwarder.clone(),
             software: self.software_dir.clone(),
+            networks: self.networks.clone(),
             plugins: self.plugins.clone(),
             pod_resources: self.pod_resources.clone(),
             witness: Witness {
@@ -206,7 +211,7 @@ mod tests {
         let path = directory.path().join("config.json");
         std::fs::write(&path, r#"{"resourceList": []}"#).unwrap();
         let ours = flags(
-            "--resource-prefix a.io --software 6 --manager /m --socket /s --forwarder /f --software-dir /sd --plugins /p \
+            "--resource-prefix a.io --software 6 --manager /m --socket /s --forwarder /f --software-dir /sd --networks /n --plugins /p \
              --pod-resources /pr --pod-namespace ns --pod-name me --kubelet-settle 3s --state /st --cdi-dir /c \
              --device-info-dir /d --root /r --metrics 127.0.0.1:1 --use-cdi",
         );
@@ -217,6 +222,7 @@ mod tests {
             &options.socket,
             &options.forwarder,
             &options.software,
+            &options.networks,
             &options.plugins,
             &options.pod_resources,
             &options.state,
@@ -224,7 +230,7 @@ mod tests {
             &options.files.device_info,
             &options.root,
         ];
-        let wanted = ["/m", "/s", "/f", "/sd", "/p", "/pr", "/st", "/c", "/d", "/r"];
+        let wanted = ["/m", "/s", "/f", "/sd", "/n", "/p", "/pr", "/st", "/c", "/d", "/r"];
         assert_eq!(paths.map(|path| path.to_str().unwrap()), wanted);
         let Witness { own_pod, settle } = &options.witness;
         assert_eq!((own_pod.as_deref(), *settle), (Some("pod ns/me"), Duration::from_secs(3)));

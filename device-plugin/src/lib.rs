@@ -12,6 +12,7 @@
 //! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back; [`wires`]: software endpoints are
 //!   joined
 //! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
+//! - [`networks_file`]: what a CNI plugin is told
 //! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
 //! - [`explain`]: everything that is known, for people who ask why
 //! - [`flags`]: its command line, which takes that of the Go plugin
@@ -33,6 +34,7 @@ pub mod kubelet;
 pub mod lease_name;
 pub mod leases;
 pub mod metrics;
+pub mod networks_file;
 pub mod news;
 pub mod pod_resources;
 pub mod pools;

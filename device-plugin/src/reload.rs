@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, Presets};
 use crate::kubelet::Endpoints;
+use crate::networks_file::NetworksFile;
 use crate::resources::Resources;
 
 /// What the file changes.
@@ -16,6 +17,8 @@ pub(crate) struct Reloader {
     pub resources: Resources,
     /// None: another plugin serves the node.
     pub endpoints: Arc<Mutex<Option<Endpoints>>>,
+    /// Written by whoever serves the node.
+    pub networks: NetworksFile,
     pub presets: Presets,
 }
 
@@ -36,8 +39,13 @@ impl Reload for Reloader {
             Ok(config) => {
                 warn_of(&path.display().to_string(), &config);
                 let resources = config.resources.len();
+                let mut endpoints = self.endpoints.lock().await;
+                if endpoints.is_some() {
+                    // Before the kubelet is told of any resource.
+                    self.networks.write(&config);
+                }
                 self.resources.set_config(config);
-                if let Some(endpoints) = &mut *self.endpoints.lock().await {
+                if let Some(endpoints) = &mut *endpoints {
                     endpoints.follow().await;
                 }
                 info!(file = %path.display(), resources, "configuration applied");

@@ -97,6 +97,11 @@ impl Resources {
         resources
     }
 
+    /// The configuration that is used.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.lock().config)
+    }
+
     /// From now on there are these.
     pub fn set_config(&self, config: Config) {
         let mut state = self.lock();

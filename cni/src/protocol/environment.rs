@@ -1,6 +1,7 @@
 //! What is asked, of which attachment: a plugin's variables.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -54,6 +55,19 @@ pub struct Attachment {
     pub netns: Option<PathBuf>,
     /// `CNI_ARGS`.
     pub args: BTreeMap<String, String>,
+}
+
+impl Attachment {
+    /// As another plugin is told of it.
+    pub fn variables(&self) -> [(&'static str, OsString); 4] {
+        let args: Vec<_> = self.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        [
+            ("CNI_CONTAINERID", self.container.clone().into()),
+            ("CNI_IFNAME", self.interface.clone().into()),
+            ("CNI_NETNS", self.netns.clone().unwrap_or_default().into()),
+            ("CNI_ARGS", args.join(";").into()),
+        ]
+    }
 }
 
 impl fmt::Display for Attachment {
@@ -137,7 +151,8 @@ fn is_container(name: &str) -> bool {
     name.len() <= CONTAINER_MAX && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(is_part)
 }
 
-fn is_interface(name: &str) -> bool {
+/// Whether the kernel takes this as the name of an interface.
+pub fn is_interface(name: &str) -> bool {
     let is_bad = |c: char| matches!(c, '/' | ':') || c.is_whitespace();
     (1..=INTERFACE_MAX).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(is_bad)
 }

@@ -56,6 +56,23 @@ impl CniError {
         Self::new(Code::Config, problem)
     }
 
+    /// Several things could not be done: the first one's code, and what all of them say. None: all were done.
+    pub fn of_all(problems: Vec<Self>) -> Result<(), Self> {
+        let mut problems = problems.into_iter();
+        let Some(first) = problems.next() else { return Ok(()) };
+        let message = problems.fold(first.message, |all, next| format!("{all}; {}", next.message));
+        Err(Self { message, ..first })
+    }
+
+    /// The same, and what could not be undone after it.
+    #[must_use]
+    pub fn and_then_left(self, left: Option<Self>) -> Self {
+        match left {
+            Some(left) => Self { message: format!("{self}; and then: {left}"), ..self },
+            None => self,
+        }
+    }
+
     /// The same, and what it is about.
     #[must_use]
     pub fn about(self, what: &str) -> Self {

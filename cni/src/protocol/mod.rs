@@ -10,7 +10,7 @@ mod error;
 mod result;
 mod version;
 
-pub use environment::{Attachment, Command, Environment};
+pub use environment::{Attachment, Command, Environment, is_interface};
 pub use error::{CniError, Code};
 pub use result::{AddResult, Interface, IpAddress, Route};
 pub use version::Version;

@@ -8,7 +8,7 @@ use super::tree::{at_home, driver, in_pod, is_for_programs};
 use super::{Attributes, VfConfig};
 use crate::call::Call;
 use crate::device_info::DeviceInfo;
-use crate::interface::{Addressing, Link, Namespace, set_up};
+use crate::interface::{Addressing, Link, Namespace, open_pod, set_up};
 use crate::ipam::Ipam;
 use crate::manager::Manager;
 use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Interface};
@@ -36,10 +36,7 @@ fn add_vf(call: &Call<'_>, attachment: &Attachment, config: &VfConfig) -> Result
     };
     let mut left = adding.record.map(|record| forget(call, &store, &record)).transpose().err();
     left = left.or(ipam.map(|ipam| ipam.order(Command::Del)).transpose().err());
-    Err(match left {
-        Some(left) => CniError { message: format!("{failure}; and then: {left}"), ..failure },
-        None => failure,
-    })
+    Err(failure.and_then_left(left))
 }
 
 /// An attachment that is being made.
@@ -62,7 +59,7 @@ impl Adding<'_> {
         let (request, lease) = self.lease(&vf)?;
         let what = VfRecord { device: device.clone(), lease, interface: None };
         let boot = store::boot(&places.root);
-        let record = VfAttachment::new(&self.call.network.name, self.attachment, boot, what);
+        let record = VfAttachment::new(self.call.network, self.attachment, boot, what);
         self.write(record.clone())?;
         self.call.step("what the lease is to be is recorded");
         if record.what.lease.is_own || record.what.lease.asked != record.what.lease.before {
@@ -197,23 +194,4 @@ fn forget(call: &Call<'_>, store: &Store, record: &VfAttachment) -> Result<(), C
             Err(CniError::new(Code::TryAgain, problem))
         }
     }
-}
-
-/// The container's namespace, which has no such interface yet.
-fn open_pod(attachment: &Attachment) -> Result<Namespace, CniError> {
-    let path = attachment.netns.as_deref().unwrap_or_else(|| "".as_ref());
-    let mut pod = Namespace::open(path).map_err(|error| {
-        let problem = format!("open the container's network namespace {}: {error}", path.display());
-        CniError::new(Code::UnknownContainer, problem)
-    })?;
-    let is_hosts = pod.is_same(&Namespace::host()?).map_err(|error| CniError::failed("compare namespaces", error))?;
-    if is_hosts {
-        let problem = format!("{} is the host's own namespace: a pod with hostNetwork has no networks", path.display());
-        return Err(CniError::new(Code::HostNamespace, problem));
-    }
-    if pod.named(&attachment.interface)?.is_some() {
-        let problem = format!("the container has an interface {} already: name another one", attachment.interface);
-        return Err(CniError::new(Code::Failed, problem));
-    }
-    Ok(pod)
 }

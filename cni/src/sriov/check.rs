@@ -4,7 +4,7 @@ use super::record::{KIND, VfRecord};
 use super::tree::in_pod;
 use super::{Attributes, VfConfig};
 use crate::call::Call;
-use crate::interface::Namespace;
+use crate::interface::{Namespace, lost_address};
 use crate::ipam::Ipam;
 use crate::manager::Manager;
 use crate::protocol::{Attachment, CniError, Code, Command};
@@ -44,12 +44,7 @@ fn check_vf(call: &Call<'_>, attachment: &Attachment, config: &VfConfig) -> Resu
         return Err(lost(format!("its interface is called {} where it was {name}, and is {state}", link.name)));
     }
     let Some(previous) = &call.network.previous else { return Ok(()) };
-    let wanted = previous.ips.iter().filter(|ip| {
-        let of = ip.interface.and_then(|index| previous.interfaces.get(index));
-        of.is_some_and(|of| of.name == *name)
-    });
-    let has = pod.addresses(&link)?;
-    let missing = wanted.map(|ip| ip.address).find(|address| !has.contains(address));
+    let missing = lost_address(&mut pod, &link, previous)?;
     missing.map_or(Ok(()), |address| Err(lost(format!("its interface {name} has lost {address}"))))
 }
 

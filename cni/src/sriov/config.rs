@@ -19,14 +19,11 @@ pub struct VfConfig {
 }
 
 impl VfConfig {
-    /// Reads it. The runtime's address goes before that of `CNI_ARGS`, and this before the configuration's.
+    /// Reads it.
     pub fn read(network: &Network, attachment: &Attachment) -> Result<Self, CniError> {
         let keys = network.keys();
         let device = device(network)?;
-        let mac = network.runtime()?.text("mac")?;
-        let mac = mac.or_else(|| attachment.args.get("MAC").cloned()).or(keys.text("mac")?);
-        let mac = mac.filter(|mac| !mac.is_empty()).map(|mac| mac.parse::<Mac>()).transpose();
-        let mac = mac.map_err(|problem| CniError::config(format!("mac: {problem}")))?;
+        let mac = network.mac(attachment)?;
         let on_off = [("on", true), ("off", false)];
         let links =
             [("auto", v1::LinkState::Auto), ("enable", v1::LinkState::Enable), ("disable", v1::LinkState::Disable)];

@@ -23,23 +23,20 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 
 /// Undoes every attachment of the network but those that are to stay. One that fails does not stop the others.
 pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
-    let store = Store::open(&call.network.places.state, KIND)?;
-    let is_stale = |record: &VfAttachment| {
-        let is = |(container, interface): &(String, String)| {
-            *container == record.container && *interface == record.interface
-        };
-        record.network == call.network.name && !call.network.valid.iter().any(is)
-    };
-    let mut problems = Vec::new();
-    for record in store.all::<VfRecord>()?.into_iter().filter(is_stale) {
-        problems.extend(undo(call, &store, &record).err());
-    }
+    let undone = undo_all(call, |record| record.is_stale(call.network)).err();
     let ipam = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
-    problems.extend(ipam.err());
-    let mut problems = problems.into_iter();
-    let Some(first) = problems.next() else { return Ok(()) };
-    let message = problems.fold(first.message, |all, next| format!("{all}; {next}"));
-    Err(CniError { message, ..first })
+    CniError::of_all(undone.into_iter().chain(ipam.err()).collect())
+}
+
+/// The same of the conflist's pods.
+pub fn gc_of_chain(call: &Call<'_>) -> Result<(), CniError> {
+    undo_all(call, |record| record.is_stale_of_chain(call.network))
+}
+
+fn undo_all(call: &Call<'_>, is_meant: impl Fn(&VfAttachment) -> bool) -> Result<(), CniError> {
+    let store = Store::open(&call.network.places.state, KIND)?;
+    let meant = store.all::<VfRecord>()?.into_iter().filter(is_meant);
+    CniError::of_all(meant.filter_map(|record| undo(call, &store, &record).err()).collect())
 }
 
 fn undo(call: &Call<'_>, store: &Store, record: &VfAttachment) -> Result<(), CniError> {

@@ -2,7 +2,7 @@
 //!
 //! - [`VfConfig`]: the keys of a network;
 //! - [`record`]: what has to be known later;
-//! - [`add()`], [`del()`], [`check()`], [`status()`], [`gc()`]: the commands;
+//! - [`add()`], [`del()`], [`check()`], [`status()`], [`gc()`], [`gc_of_chain()`]: the commands;
 //! - `settle`: the way back, of all of them.
 
 mod add;
@@ -18,4 +18,4 @@ pub use add::add;
 pub use attributes::{Attributes, Rate, Vlan};
 pub use check::{check, status};
 pub use config::VfConfig;
-pub use del::{del, gc};
+pub use del::{del, gc, gc_of_chain};

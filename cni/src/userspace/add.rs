@@ -37,7 +37,7 @@ fn add_socket(
     let taken: Vec<_> = taken.collect();
     let what = SeatRecord::new(config, free_seat(&taken, &attachment.container), file.to_owned());
     let boot = store::boot(&call.network.places.root);
-    let record = SocketAttachment::new(&call.network.name, attachment, boot, what);
+    let record = SocketAttachment::new(call.network, attachment, boot, what);
     let failure = match attach(call, &store, &record, &taken, config, &addresses) {
         Ok(interface) => return Ok(call.network.with_previous(interface, addresses)),
         Err(failure) => failure,
@@ -45,10 +45,7 @@ fn add_socket(
     let made = store.find::<SeatRecord>(attachment)?;
     let left = made.map(|record| forget(call, &store, &record)).transpose().err();
     let left = left.or(ipam.map(|ipam| ipam.order(Command::Del)).transpose().err());
-    Err(match left {
-        Some(left) => CniError { message: format!("{failure}; and then: {left}"), ..failure },
-        None => failure,
-    })
+    Err(failure.and_then_left(left))
 }
 
 fn attach(

@@ -25,13 +25,7 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 /// Undoes every attachment of the network but those that are to stay.
 pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
     let store = Store::open(&call.network.places.state, KIND)?;
-    let is_valid = |record: &SocketAttachment| {
-        call.network
-            .valid
-            .iter()
-            .any(|(container, interface)| *container == record.container && *interface == record.interface)
-    };
-    let undone = undo(call, &store, |record| !is_valid(record));
+    let undone = undo(call, &store, |record| record.is_stale(call.network));
     let released = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
     undone.and(released).map(drop)
 }

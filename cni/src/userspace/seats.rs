@@ -146,6 +146,7 @@ mod tests {
         };
         SocketAttachment {
             network: "net".into(),
+            chain: None,
             container: container.into(),
             interface: "net1".into(),
             netns: PathBuf::new(),

@@ -25,7 +25,7 @@ pub struct Site {
     pub node: FakeNode,
     pub directory: TempDir,
     pub host: NetNs,
-    runtime: Runtime,
+    pub runtime: Runtime,
     manager: Option<Daemon>,
 }
 
@@ -91,7 +91,11 @@ impl Site {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("vf.sock")
+        self.at("vf.sock")
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Asks the manager for something.

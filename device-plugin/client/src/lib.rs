@@ -3,6 +3,8 @@
 //! It writes one JSON document to whoever connects to its socket, and closes the connection. Nothing is sent to it. Only root may connect:
 //! the document names pods.
 
+pub mod networks;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -55,6 +55,10 @@ pub enum Scenario {
     OpensNoList,
     /// It does not know its pods yet: nobody is listed.
     ListsNobody,
+    /// It tells of all pods, and not of one by its name, as kubelets before 1.34.
+    TellsNoSinglePod,
+    /// It refuses this many questions about pods: too many came at once.
+    IsCrowded(u32),
 }
 
 /// Where a kubelet is, and how it behaves.

@@ -2,7 +2,7 @@
 //!
 //! As that plugin does, keys match without regard to case, keys that nobody knows are ignored, and an entry whose selectors cannot
 //! be read is left out while the others are used; each such thing is a warning. Modules: `resource` (one entry), `selector` (what of
-//! the node it means), `pf_functions` (some functions of a PF), `software` (endpoints without a NIC), `nsm` (the file of Network Service
+//! the node it means), `pf_functions` (some functions of a PF), `software` (endpoints without a NIC), `networks` (for a CNI plugin), `nsm` (the file of Network Service
 //! Mesh's SR-IOV forwarder, which is understood as well).
 
 use std::collections::BTreeMap;
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ferrule_daemon::settings::{ConfigError, ConfigErrors, Field, LoadError, closest, decode, parse};
+use serde_json::Value;
 
+mod networks;
 mod nsm;
 mod pf_functions;
 mod resource;
@@ -72,7 +74,7 @@ impl Config {
         let presets = presets.into();
         let mut warnings = Vec::new();
         let config = parse(file, text, |root, _| {
-            let config = read(root, &presets);
+            let config = read(root, text, &presets);
             warnings.clone_from(&config.warnings);
             config
         });
@@ -106,7 +108,7 @@ impl ConfigFile {
     }
 }
 
-fn read(root: &Field<'_>, presets: &Presets) -> Config {
+fn read(root: &Field<'_>, text: &str, presets: &Presets) -> Config {
     if root.is_table() && root.peek("physicalFunctions").is_some() {
         return Config { resources: nsm::read(root), ..Config::default() };
     }
@@ -118,8 +120,10 @@ fn read(root: &Field<'_>, presets: &Presets) -> Config {
     };
     let mut lines = BTreeMap::new();
     let mut entries = Vec::new();
-    for entry in list.items().unwrap_or_default() {
-        let Some(resource) = resource::read(&entry, &presets.prefix, &mut config.warnings) else {
+    let raw = networks::raw_entries(text);
+    for (place, entry) in list.items().unwrap_or_default().into_iter().enumerate() {
+        let raw = raw.get(place).unwrap_or(&Value::Null);
+        let Some(resource) = resource::read(&entry, raw, &presets.prefix, &mut config.warnings) else {
             config.left_out.push(resource::called(&entry));
             continue;
         };

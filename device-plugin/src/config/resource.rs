@@ -5,9 +5,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::{ConfigError, Field};
+use serde_json::Value;
 use sriov_manager_client::v1;
 
 use super::Keys;
+use super::networks;
 use super::selector::{self, DeviceType, Selector};
 use super::software::{self, Software};
 
@@ -36,6 +38,8 @@ pub struct ResourceConfig {
     pub software: Option<Software>,
     /// Its pods get tokens of Network Service Mesh.
     pub nsm_tokens: bool,
+    /// What a CNI plugin attaches its pods to, as CNI has configurations. The first is for pods that name none.
+    pub networks: Vec<Value>,
 }
 
 /// The name of a resource.
@@ -74,6 +78,7 @@ impl ResourceConfig {
             needs_link: false,
             software: None,
             nsm_tokens: false,
+            networks: Vec::new(),
         })
     }
 }
@@ -92,8 +97,13 @@ impl fmt::Display for ResourceName {
     }
 }
 
-/// Reads one entry. None: it cannot be used, which is a warning or an error.
-pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigError>) -> Option<ResourceConfig> {
+/// Reads one entry; `raw` is the same with the types of its values. None: it cannot be used, which is a warning or an error.
+pub(super) fn read(
+    entry: &Field<'_>,
+    raw: &Value,
+    prefix: &str,
+    warnings: &mut Vec<ConfigError>,
+) -> Option<ResourceConfig> {
     let keys = Keys::of(entry, KEYS, warnings)?;
     let name = keys.get("resourceName").and_then(Field::text);
     let name_is_good = name.is_some_and(is_name);
@@ -129,6 +139,7 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         }
         field.choice(BOOLS).unwrap_or(false)
     });
+    let networks = keys.get("networks").map(|field| networks::read(field, raw, device_type)).unwrap_or_default();
     // They select what it does not have.
     let is_selected = software.is_none() || keys.get("selectors").is_some();
     let selectors = if is_selected { read_selectors(entry, &keys, device_type, warnings)? } else { Vec::new() };
@@ -153,6 +164,7 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         needs_link,
         software,
         nsm_tokens,
+        networks,
     })
 }
 
@@ -326,6 +338,7 @@ const KEYS: &[&str] = &[
     "software",
     "needsLink",
     "nsmTokens",
+    "networks",
 ];
 const ATTRIBUTES: &[&str] =
     &["vlan", "vlanQoS", "vlanProto", "minTxRate", "maxTxRate", "spoofChk", "trust", "linkState", "mtu"];

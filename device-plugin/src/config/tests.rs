@@ -295,3 +295,35 @@ fn tokens_of_the_mesh_are_of_vfs_alone_and_bind_them_to_vfio_unless_told_otherwi
         assert!(read(wrong).unwrap_err()[0].contains("only a VF has a token"), "{wrong}");
     }
 }
+
+#[test]
+fn networks_keep_the_types_of_their_values_and_are_named() {
+    let config = parse(
+        r#"{"ResourceList": [
+  {"resourceName": "none", "selectors": {}},
+  {"resourceName": "a", "selectors": {}, "Networks": [{"name": "blue", "vlan": 100, "trust": "on", "ipam": {"mtu": "9000", "ranges": [[1, true, null]]}}]}
+]}"#,
+    );
+    let config = config.unwrap();
+    assert_eq!(warnings(&config), [""; 0]);
+    let wanted = serde_json::json!({"name": "blue", "vlan": 100, "trust": "on", "ipam": {"mtu": "9000", "ranges": [[1, true, null]]}});
+    assert_eq!((&config.resources[0].networks, &config.resources[1].networks), (&Vec::new(), &vec![wanted]));
+
+    let entry = |networks: &str| {
+        format!(r#"{{"resourceList": [{{"resourceName": "a", "selectors": {{}}, "networks": {networks}}}]}}"#)
+    };
+    let cases = [
+        ("[]", "at least one is wanted"),
+        (r#"[{"vlan": 1}]"#, "a `name` is wanted"),
+        (r#"[{"name": "none"}]"#, "pods say that they want no network"),
+        (r#"[{"name": "a/b"}]"#, "`a/b`; a letter or digit"),
+        (r#"[{"name": "a"}, {"name": "a"}]"#, "another network of the resource is called `a`"),
+        (r#"[{"name": "a", "DeviceID": "x"}]"#, "the CNI plugin fills it in"),
+    ];
+    for (networks, part) in cases {
+        let errors = parse(&entry(networks)).unwrap_err().join("\n");
+        assert!(errors.contains(part), "{networks}: {errors}");
+    }
+    let accelerator = r#"{"resourceList": [{"resourceName": "a", "deviceType": "accelerator", "selectors": {}, "networks": [{"name": "a"}]}]}"#;
+    assert!(parse(accelerator).unwrap_err().join("\n").contains("only a `netDevice` can be an interface"));
+}

@@ -19,6 +19,19 @@ impl Place {
         Self(directory.into())
     }
 
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// What a socket is called in the directory of its endpoint.
+    pub fn socket_name(kind: SoftwareKind) -> &'static str {
+        match kind {
+            SoftwareKind::Memif => "memif.sock",
+            SoftwareKind::VhostUser => "vhost-user.sock",
+        }
+    }
+
     /// What is mounted into the pod that has an endpoint.
     pub fn directory(&self, id: &str) -> PathBuf {
         self.0.join(id)
@@ -26,7 +39,7 @@ impl Place {
 
     /// Where the forwarder listens.
     pub fn socket(&self, id: &str, kind: SoftwareKind) -> PathBuf {
-        self.directory(id).join(socket_name(kind))
+        self.directory(id).join(Self::socket_name(kind))
     }
 
     /// Whether somebody listens, or did.
@@ -93,7 +106,7 @@ pub fn container_path(id: &str) -> String {
 
 /// Where it finds the socket.
 pub fn container_socket(id: &str, kind: SoftwareKind) -> String {
-    format!("{}/{}", container_path(id), socket_name(kind))
+    format!("{}/{}", container_path(id), Place::socket_name(kind))
 }
 
 /// What makes a port of DPDK of it. A name of a virtual device has no hyphen.
@@ -102,13 +115,6 @@ pub fn eal_argument(id: &str, kind: SoftwareKind) -> String {
     match kind {
         SoftwareKind::Memif => format!("--vdev=net_memif_{name},role=client,id=0,socket={socket},socket-abstract=no"),
         SoftwareKind::VhostUser => format!("--vdev=net_virtio_user_{name},path={socket},queues=1"),
-    }
-}
-
-fn socket_name(kind: SoftwareKind) -> &'static str {
-    match kind {
-        SoftwareKind::Memif => "memif.sock",
-        SoftwareKind::VhostUser => "vhost-user.sock",
     }
 }
 

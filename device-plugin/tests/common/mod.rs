@@ -55,6 +55,7 @@ impl Site {
             socket: at("device-plugin.sock"),
             forwarder: at("admin.sock"),
             software: at("software"),
+            networks: at("networks.json"),
             plugins: at("device-plugins"),
             pod_resources: at("pod-resources/kubelet.sock"),
             witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },

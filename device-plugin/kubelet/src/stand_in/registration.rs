@@ -10,7 +10,8 @@ use super::{PluginError, Release, Scenario, Shared};
 use crate::VERSION;
 use crate::pod_resources::pod_resources_lister_server::PodResourcesLister;
 use crate::pod_resources::{
-    AllocatableResourcesRequest, AllocatableResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse,
+    AllocatableResourcesRequest, AllocatableResourcesResponse, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesRequest, ListPodResourcesResponse,
 };
 use crate::v1beta1::registration_server::Registration;
 use crate::v1beta1::{Empty, RegisterRequest};
@@ -71,14 +72,27 @@ async fn watch(shared: Arc<Shared>, resource: String, id: u64, plugin: super::Pl
 }
 
 fn refuses_once(shared: &Shared) -> bool {
-    let mut scenarios = shared.scenarios();
-    let left = scenarios.iter().find_map(|scenario| match scenario {
-        Scenario::Refuses(left) if *left > 0 => Some(*left),
+    takes_one(shared, |scenario| match scenario {
+        Scenario::Refuses(left) if *left > 0 => Some(Scenario::Refuses(left - 1)),
+        _ => None,
+    })
+}
+
+fn is_crowded(shared: &Shared) -> Result<(), Status> {
+    let is_crowded = takes_one(shared, |scenario| match scenario {
+        Scenario::IsCrowded(left) if *left > 0 => Some(Scenario::IsCrowded(left - 1)),
         _ => None,
     });
-    let Some(left) = left else { return false };
-    scenarios.remove(&Scenario::Refuses(left));
-    scenarios.insert(Scenario::Refuses(left - 1));
+    if is_crowded { Err(Status::resource_exhausted("rejected by rate limit")) } else { Ok(()) }
+}
+
+/// Whether some of what is counted is left; then it is one less.
+fn takes_one(shared: &Shared, counted: impl Fn(&Scenario) -> Option<Scenario>) -> bool {
+    let mut scenarios = shared.scenarios();
+    let found = scenarios.iter().find_map(|scenario| Some((scenario.clone(), counted(scenario)?)));
+    let Some((before, after)) = found else { return false };
+    scenarios.remove(&before);
+    scenarios.insert(after);
     true
 }
 
@@ -99,6 +113,7 @@ fn check(request: &RegisterRequest) -> Result<(), Status> {
 #[tonic::async_trait]
 impl PodResourcesLister for Lister {
     async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
+        is_crowded(&self.0)?;
         self.0.devices().listings += 1;
         self.0.tick();
         if self.0.has(&Scenario::ListsNobody) {
@@ -112,6 +127,20 @@ impl PodResourcesLister for Lister {
         _: Request<AllocatableResourcesRequest>,
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
         Ok(Response::new(AllocatableResourcesResponse { devices: self.0.devices().allocatable() }))
+    }
+
+    async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {
+        is_crowded(&self.0)?;
+        if self.0.has(&Scenario::TellsNoSinglePod) {
+            return Err(Status::unknown("PodResources API Get method disabled"));
+        }
+        self.0.devices().listings += 1;
+        self.0.tick();
+        let GetPodResourcesRequest { pod_name, pod_namespace } = request.into_inner();
+        let pods = self.0.devices().list().pod_resources;
+        let pod = pods.into_iter().find(|pod| pod.name == pod_name && pod.namespace == pod_namespace);
+        let missing = || Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found"));
+        Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(pod.ok_or_else(missing)?) }))
     }
 }
 
