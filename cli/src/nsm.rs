@@ -1,7 +1,7 @@
 //! `ferrule nsm`: Network Service Mesh on this machine: shown, run as a whole, and each of its processes alone.
 //!
 //! Each process takes the environment of the program in Go that it can take the place of.
-//! Modules: `process` (identity and place of each), `show` (services, endpoints, connections), `manager`, `client`, `endpoint`,
+//! Modules: `show` (services, endpoints, connections), `manager`, `client`, `endpoint`,
 //! `identities` (the Workload API), `up` (all of them, with a forwarder), `probe` (whether one of them serves), `vfio` (a client's nodes).
 
 use std::future::Future;
@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use ferrule_daemon::logging::LogFlags;
+use ferrule_nsm::endpoint::OfferError;
 use ferrule_nsm::identity::{AuthorityError, ServeError, SpiffeIdError, WorkloadError};
+use ferrule_nsm::process::ProcessError;
 use ferrule_nsm::transport::{AddressError, DialError, ListenError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,7 +27,6 @@ mod endpoint;
 mod identities;
 mod manager;
 mod probe;
-mod process;
 mod show;
 mod up;
 mod url;
@@ -131,6 +132,12 @@ pub enum NsmError {
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// It has no identity, or nobody to call.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// An endpoint does not serve.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
     /// A pod has no VF of this kind.
     #[error(
         "no token of {0} is in the environment: the container asks for the resource {0} (`limits`), and has NSM_SRIOV_TOKENS_{0} then"

@@ -22,7 +22,7 @@ pub enum End {
 }
 
 /// What an end is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndSpec {
     /// A memif interface.
     Memif(MemifSpec),

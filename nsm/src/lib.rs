@@ -10,9 +10,10 @@
 //! - [`registry`]: which services there are, and who offers them
 //! - [`monitor`]: what becomes of connections
 //! - [`service`]: serving connections
-//! - [`endpoint`]: an endpoint with addresses for its clients
+//! - [`endpoint`]: an endpoint with addresses for its clients, or with what is next in their chain behind it
 //! - [`manager`]: which forwarder a connection goes through; [`client`]: keeps one connection
 //! - [`files`]: network namespaces and sockets that are passed beside calls
+//! - [`process`]: what each process is told on its command line
 
 pub mod client;
 pub mod endpoint;
@@ -23,6 +24,7 @@ pub mod manager;
 pub mod monitor;
 pub mod path;
 pub mod policy;
+pub mod process;
 pub mod proto;
 mod quota;
 pub mod registry;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 use ferrule_nsm::client::{Client, Ping, Wanted};
+use ferrule_nsm::process::{MANAGER_DEFAULT, ProcessArgs};
 use ferrule_nsm::proto::connection::{Connection, State};
 use ferrule_nsm::transport::KeptConnection;
 use sriov_manager_client::tokens::tokens_of_variables;
 
-use super::process::{MANAGER_DEFAULT, ProcessArgs};
 use super::url::{WantedKind, WantedUrl};
 use super::{NsmError, StopSignal, open_namespace, vfio};
 use crate::text;

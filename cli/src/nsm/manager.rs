@@ -6,12 +6,12 @@ use std::sync::Arc;
 use clap::Args;
 use ferrule_nsm::identity::IdentitySource;
 use ferrule_nsm::manager::Manager;
+use ferrule_nsm::process::{MANAGER_DEFAULT, ProcessArgs, REGISTRY_TIMEOUT, Trusted};
 use ferrule_nsm::registry::{LocalRegistry, MemoryRegistry, RegistryClient, RegistryLimits, RegistryServer, Upstream};
 use ferrule_nsm::service::ConnectionServer;
 use ferrule_nsm::transport::{Address, Allowed, DialOptions, KeptConnection, ListenLimits, Listener, server};
 use tokio::task::JoinSet;
 
-use super::process::{MANAGER_DEFAULT, ProcessArgs, REGISTRY_TIMEOUT, Trusted};
 use super::{NsmError, StopSignal};
 
 /// Options of `ferrule nsm manager`.

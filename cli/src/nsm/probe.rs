@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
+use ferrule_nsm::process::ProcessArgs;
 use ferrule_nsm::transport::{Address, Connection};
 use tokio::time::timeout;
 use tonic::Request;
@@ -14,7 +15,6 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::NsmError;
-use super::process::ProcessArgs;
 
 /// Options of `ferrule nsm probe`.
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Args;
+use ferrule_nsm::process::{MANAGER_DEFAULT, ProcessArgs};
 use ferrule_nsm::proto::connection::monitor_connection_client::MonitorConnectionClient;
 use ferrule_nsm::proto::connection::{Connection, MonitorScopeSelector, State};
 use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint};
@@ -12,7 +13,6 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::NsmError;
-use super::process::{MANAGER_DEFAULT, ProcessArgs};
 use crate::text;
 use crate::wires::table::TableStyle;
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 use clap::Args;
 use ferrule_nsm::client::{Client, Ping};
 use ferrule_nsm::identity::WorkloadSocket;
+use ferrule_nsm::process::{OfferArgs, ProcessArgs, Trusted};
 use ferrule_nsm::transport::{Address, DialOptions, KeptConnection};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::endpoint::EndpointArgs;
-use super::process::{ProcessArgs, Trusted};
 use super::{NsmError, StopSignal, client, endpoint, identities, manager, open_namespace, stopped};
 
 /// Options of `ferrule nsm up`.
@@ -144,13 +144,16 @@ async fn demo(directory: &Path, stop: StopSignal, stay: bool) -> Result<(), NsmE
         dial_timeout: DialOptions::default().timeout,
     };
     let offered = EndpointArgs {
-        name: "endpoint".to_owned(),
-        services: vec!["demo".to_owned()],
+        offer: OfferArgs {
+            name: Some("endpoint".to_owned()),
+            services: vec!["demo".to_owned()],
+            labels: Vec::new(),
+            payload: "ETHERNET".to_owned(),
+            register_service: None,
+            connect_to: manager.to_string(),
+            listen_on: Some(directory.join("endpoint.sock")),
+        },
         prefixes: PREFIXES.iter().filter_map(|prefix| prefix.parse().ok()).collect(),
-        labels: Vec::new(),
-        payload: "ETHERNET".to_owned(),
-        connect_to: manager.to_string(),
-        listen_on: Some(directory.join("endpoint.sock")),
         netns: pair[1].path(),
         trusted: Trusted { relays: vec![FORWARDER.to_owned()], observers: Vec::new() },
         process: process("endpoint"),

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::settings::{Field, FileSettings, LoadError, SettingsFile, Table, decode, parse};
-use ferrule_dataplane::spec::{MemifSpec, Mode, Role, SocketAddress};
+use ferrule_dataplane::spec::Mode;
 
 use crate::firewall::file::read_text;
 use crate::firewall::file::{acl, one_line, own};
@@ -36,8 +36,8 @@ pub struct Config {
     pub name: String,
     /// Where Prometheus asks.
     pub metrics: Option<SocketAddr>,
-    /// The client's end and the network's.
-    pub ends: [HopEnd; 2],
+    /// The client's end and the network's; none: the mesh says for each connection.
+    pub ends: Option<[HopEnd; 2]>,
     /// What is between them.
     pub function: FunctionSettings,
 }
@@ -66,9 +66,19 @@ pub type ConfigFile = SettingsFile<Config>;
 impl Config {
     /// What frames begin with.
     pub fn link(&self) -> Link {
-        match &self.ends[0] {
-            HopEnd::Memif(memif) if memif.mode == Mode::Ip => Link::Ip,
+        match &self.ends {
+            Some([HopEnd::Memif(memif), _]) if memif.mode == Mode::Ip => Link::Ip,
             _ => Link::Ethernet,
+        }
+    }
+
+    /// What the function is called.
+    pub fn word(&self) -> &'static str {
+        match self.function {
+            FunctionSettings::Passthrough => "passthrough",
+            FunctionSettings::Firewall { .. } => "firewall",
+            FunctionSettings::Nat44(_) => "nat44",
+            FunctionSettings::Gateway => "gateway",
         }
     }
 
@@ -78,9 +88,10 @@ impl Config {
         let mut note = |name, differs| needs.extend(Some(name).filter(|_| differs));
         note("name", self.name != newer.name);
         note("metrics", self.metrics != newer.metrics);
-        note("client", self.ends[0] != newer.ends[0]);
+        let end = |config: &Self, at: usize| config.ends.as_ref().map(|ends| ends[at].clone());
+        note("client", end(self, 0) != end(newer, 0));
         let network = if newer.function == FunctionSettings::Gateway { "gateway" } else { "network" };
-        note(network, self.ends[1] != newer.ends[1]);
+        note(network, end(self, 1) != end(newer, 1));
         let sessions = |config: &Self| match &config.function {
             FunctionSettings::Firewall { sessions_max, .. } => Some(*sessions_max),
             FunctionSettings::Nat44(settings) => Some(settings.sessions_max),
@@ -114,22 +125,35 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
         let text = field.text()?;
         parse_address(text).map_err(|wanted| field.wrong(format!("`{text}`; {wanted}"))).ok().map(Some)
     });
+    let function = read_function(field, &table, directory);
+    let ends = read_ends(field, &table);
+    let (ends, function) = (ends?, function?);
+    if let (FunctionSettings::Nat44(_), Some([client, _])) = (&function, &ends)
+        && client.mode() == Mode::Ip
+    {
+        field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
+    }
+    Some(Config { name: name?.to_owned(), metrics: metrics?, ends, function })
+}
+
+/// Both, or neither: then the mesh says. The outer none: one of them is wrong.
+#[expect(clippy::option_option, reason = "what is wrong was noted, and is another thing than what is not there")]
+fn read_ends(field: &Field<'_>, table: &Table<'_>) -> Option<Option<[HopEnd; 2]>> {
+    let gateway = table.optional("gateway");
+    if gateway.is_none() && ["client", "network"].into_iter().all(|key| table.optional(key).is_none()) {
+        return Some(None);
+    }
     let what = "an end: `memif: {..}`, `vhost-user: {..}` or `kernel: {..}`";
     let client = table.required("client", what).and_then(|field| read_end(&field));
-    let function = read_function(field, &table, directory);
-    let network = match table.optional("gateway") {
-        Some(gateway) => read_gateway(&gateway, table.optional("network")),
-        None => table.required("network", what).and_then(|field| read_end(&field)),
+    let (place, network) = match gateway {
+        Some(gateway) => ("gateway", read_gateway(&gateway, table.optional("network"))),
+        None => ("network", table.required("network", what).and_then(|field| read_end(&field))),
     };
     let (client, network) = (client?, network?);
     if client.mode() != network.mode() {
-        let place = if function == Some(FunctionSettings::Gateway) { "gateway" } else { "network" };
         field.wrong_below(place, "its frames begin otherwise than the client's; give both ends one mode");
     }
-    if let (Some(FunctionSettings::Nat44(_)), Mode::Ip) = (&function, client.mode()) {
-        field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
-    }
-    Some(Config { name: name?.to_owned(), metrics: metrics?, ends: [client, network], function: function? })
+    Some(Some([client, network]))
 }
 
 /// Where a chain ends, there is no network side but the interface.
@@ -198,8 +222,7 @@ fn read_file(field: &Field<'_>, directory: &Path) -> Option<Policy> {
 
 /// Of a file that is refused.
 fn stand_in() -> Config {
-    let nowhere = || HopEnd::Memif(MemifSpec::new(SocketAddress::Abstract("none".to_owned()), Role::Client));
-    Config { name: String::new(), metrics: None, ends: [nowhere(), nowhere()], function: FunctionSettings::Passthrough }
+    Config { name: String::new(), metrics: None, ends: None, function: FunctionSettings::Passthrough }
 }
 
 const FUNCTIONS: [&str; 4] = ["passthrough", "firewall", "nat44", "gateway"];
@@ -210,6 +233,8 @@ const SESSIONS_MAX: u64 = 16_000_000;
 
 #[cfg(test)]
 mod tests {
+    use ferrule_dataplane::spec::Role;
+
     use super::*;
 
     fn read_all(text: &str) -> Result<Config, Vec<String>> {
@@ -227,10 +252,19 @@ firewall: { sessions: 10, rules: [{ name: all, action: permit }] }
     #[test]
     fn a_hop_has_two_ends_and_a_function() {
         let config = read_all(GOOD).unwrap();
-        let [HopEnd::Memif(memif), HopEnd::Vhost(vhost)] = &config.ends else { panic!("{config:?}") };
+        let Some([HopEnd::Memif(memif), HopEnd::Vhost(vhost)]) = &config.ends else { panic!("{config:?}") };
         assert_eq!((memif.id, memif.queues, memif.role, vhost.listens), (3, 2, Role::Client, true));
         let FunctionSettings::Firewall { policy, sessions_max: 10 } = &config.function else { panic!("{config:?}") };
         assert_eq!(policy.rules[0].name, "all");
+    }
+
+    #[test]
+    fn a_function_of_the_mesh_has_no_ends_of_its_own() {
+        let config = read_all("name: pass\npassthrough: {}").unwrap();
+        assert_eq!((config.ends.as_ref(), config.link()), (None, Link::Ethernet));
+        assert_eq!(config.needs_restart(&read_all(&GOOD.replace("firewall\n", "pass\n")).unwrap()).len(), 4);
+        let wrong = read_all(&GATEWAY.replace("client:", "# client:")).unwrap_err();
+        assert!(wrong[0].contains("client: missing"), "a gateway ends a chain of its own: {wrong:#?}");
     }
 
     #[test]
@@ -263,7 +297,7 @@ gateway:
     #[test]
     fn a_gateway_ends_the_chain_with_an_interface() {
         let config = read_all(GATEWAY).unwrap();
-        let [HopEnd::Memif(_), HopEnd::Kernel(kernel)] = &config.ends else { panic!("{config:?}") };
+        let Some([HopEnd::Memif(_), HopEnd::Kernel(kernel)]) = &config.ends else { panic!("{config:?}") };
         assert_eq!(
             (kernel.name.as_str(), kernel.mtu, config.function),
             ("nsm0", Some(1400), FunctionSettings::Gateway)
@@ -292,6 +326,12 @@ gateway:
     fn what_is_wrong_is_named_with_its_cure() {
         for (old, new, place, problem) in [
             ("name: firewall\n", "", "name", "missing"),
+            (
+                "client: { memif: { socket: \"@c\", role: client, id: 3, mode: ethernet, queues: 2 } }\n",
+                "",
+                "client",
+                "missing",
+            ),
             ("role: server", "role: master", "network.vhost-user.role", "`server`"),
             ("mode: ethernet", "mode: ip", "network", "give both ends one mode"),
             ("firewall: {", "passthrough: {}\nfirewall: {", "firewall", "one function"),

@@ -1,68 +1,126 @@
-//! The daemon without its command line: a hop that follows its settings, and a page that shows what it counts.
+//! The daemon without its command line: functions that follow their settings, and a page that shows what they count.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ferrule_daemon::page::{self, ListenError, Probes};
+use ferrule_daemon::page::{self, ListenError, Probe, Probes};
 use ferrule_daemon::reload::{Reload, reload_on_change};
 use ferrule_daemon::settings::{Cause, FileSettings, Followed};
 use ferrule_daemon::{ServerError, Servers};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use self::metrics::Snapshot;
-use crate::any::{AnyCounters, AnyFunction};
 use crate::config::{Config, ConfigFile, HopEnd};
 use crate::function::Side;
-use crate::hop::{Hop, HopError, HopEvent};
+use crate::hop::{HopError, HopEvent};
+use crate::mesh::{self, MeshArgs, MeshError};
+use crate::running::Functions;
 
 mod metrics;
 
-/// Runs a hop until `shutdown` is there.
+/// Runs one function between the two ends of its settings until `shutdown` is there.
 pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    // First of all, so that a hangup during the start is kept for later instead of ending us.
-    let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
-    let ConfigFile { path, contents, config } = file;
-    let listener = match config.metrics {
-        Some(address) => Some(page::Listener::bind(address).await?),
-        None => None,
-    };
-    let function = AnyFunction::new(config.link(), &config.function);
-    let counters = Arc::new(Mutex::new(function.counters()));
-    let specs = config.ends.each_ref().map(HopEnd::spec);
-    let hop = Arc::new(Hop::start(function, specs, say)?);
-    let mut servers = Servers::new();
-    if let Some(listener) = listener {
-        let (name, counted, shown) = (config.name.clone(), Arc::clone(hop.counters()), Arc::clone(&counters));
-        let ends = Arc::clone(&counted);
-        let render = move || Snapshot::take(&name, &counted, read(&shown)).render();
-        let ready = move || match Side::BOTH.into_iter().find(|side| !ends.sides[side.index()].is_connected()) {
+    let mut daemon = Daemon::start(file).await?;
+    let config = &daemon.reloader.started;
+    let ends = config.ends.as_ref().ok_or(RunError::NoEnds)?.each_ref().map(HopEnd::spec);
+    daemon.functions.start(ALONE, config.link(), ends, Box::new(Clone::clone), say)?;
+    let functions = Arc::clone(&daemon.functions);
+    let ready = move || {
+        let alone = functions.get(ALONE).ok_or("the function has ended")?;
+        let counters = alone.hop().counters();
+        match Side::BOTH.into_iter().find(|side| !counters.sides[side.index()].is_connected()) {
             Some(side) => Err(format!("nobody is at the {}'s end", side.word())),
             None => Ok(()),
-        };
-        let probes = Probes { ready: Arc::new(ready), ..Probes::default() };
-        servers.serve_page_with(listener, Arc::new(render), probes);
+        }
+    };
+    daemon.serve_page(Arc::new(ready));
+    daemon
+        .until(async {
+            shutdown.await;
+            Ok(())
+        })
+        .await
+}
+
+/// Runs a function for each connection that the mesh asks for, until `shutdown` is there.
+pub async fn run_in_mesh(
+    file: ConfigFile,
+    args: MeshArgs,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), RunError> {
+    let mut daemon = Daemon::start(file).await?;
+    let config = &daemon.reloader.started;
+    if config.ends.is_some() {
+        return Err(RunError::Ends);
     }
-    servers.ready(format_args!("{} `{}`", word(&config), config.name));
-    let followed = Followed::new(Config::FILE, path, contents);
-    let reloader = Reloader { started: config, hop: Arc::clone(&hop), counters };
-    let has_page = servers.page().is_some();
-    let failed = async {
-        // Without a page there is no server that could end.
-        if has_page { servers.failed().await } else { std::future::pending().await }
-    };
-    let result = tokio::select! {
-        () = shutdown => Ok(()),
-        error = failed => Err(error.into()),
-        () = died(&hop) => Err(RunError::Died),
-        () = reload_on_change(Some((followed, reloader)), Config::FILE, hangup) => Ok(()),
-    };
-    servers.stop(STOP_GRACE).await;
-    // Its threads are waited for.
-    let _ = spawn_blocking(move || drop(hop)).await;
-    result
+    let registered = Arc::new(AtomicBool::new(false));
+    let is_registered = Arc::clone(&registered);
+    let serving = mesh::serve(config.name.clone(), args, Arc::clone(&daemon.functions), shutdown, move |is| {
+        registered.store(is, Relaxed);
+    });
+    let ready =
+        move || if is_registered.load(Relaxed) { Ok(()) } else { Err("no manager has registered it".to_owned()) };
+    daemon.serve_page(Arc::new(ready));
+    daemon.until(async { Ok(serving.await?) }).await
+}
+
+/// What both have.
+struct Daemon {
+    functions: Arc<Functions>,
+    listener: Option<page::Listener>,
+    servers: Servers,
+    followed: Followed,
+    reloader: Reloader,
+    hangup: Signal,
+}
+
+impl Daemon {
+    async fn start(file: ConfigFile) -> Result<Self, RunError> {
+        // First of all, so that a hangup during the start is kept for later instead of ending us.
+        let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
+        let ConfigFile { path, contents, config } = file;
+        let listener = match config.metrics {
+            Some(address) => Some(page::Listener::bind(address).await?),
+            None => None,
+        };
+        let functions = Arc::new(Functions::new(config.function.clone()));
+        let followed = Followed::new(Config::FILE, path, contents);
+        let reloader = Reloader { started: config, functions: Arc::clone(&functions) };
+        Ok(Self { functions, listener, servers: Servers::new(), followed, reloader, hangup })
+    }
+
+    fn serve_page(&mut self, ready: Probe) {
+        if let Some(listener) = self.listener.take() {
+            let (name, shown) = (self.reloader.started.name.clone(), Arc::clone(&self.functions));
+            let render = move || Snapshot::take(&name, &shown).render();
+            self.servers.serve_page_with(listener, Arc::new(render), Probes { ready, ..Probes::default() });
+        }
+        self.servers.ready(format_args!("{} `{}`", self.reloader.started.word(), self.reloader.started.name));
+    }
+
+    /// Runs until `serving` has ended, or something that should not have.
+    async fn until(self, serving: impl Future<Output = Result<(), RunError>>) -> Result<(), RunError> {
+        let Self { functions, mut servers, followed, reloader, hangup, .. } = self;
+        let has_page = servers.page().is_some();
+        let failed = async {
+            // Without a page there is no server that could end.
+            if has_page { servers.failed().await } else { std::future::pending().await }
+        };
+        let result = tokio::select! {
+            served = serving => served,
+            error = failed => Err(error.into()),
+            () = died(&functions) => Err(RunError::Died),
+            () = reload_on_change(Some((followed, reloader)), Config::FILE, hangup) => Ok(()),
+        };
+        servers.stop(STOP_GRACE).await;
+        // Their threads are waited for.
+        let _ = spawn_blocking(move || drop(functions)).await;
+        result
+    }
 }
 
 /// Why the daemon ended.
@@ -80,25 +138,24 @@ pub enum RunError {
     /// A thread of the hop ended.
     #[error("a thread of the function ended by itself; its panic is above")]
     Died,
+    /// It would be between nothing.
+    #[error("the settings have no ends; add `client` and `network`, or have the mesh say them with --nsm")]
+    NoEnds,
+    /// Two would say what its ends are.
+    #[error("the settings have ends, and with --nsm the mesh says what they are; remove `client` and `network`")]
+    Ends,
+    /// The mesh.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// Something ended that should not have.
     #[error(transparent)]
     Server(#[from] ServerError),
 }
 
-/// Returns when a thread of the hop has ended.
-async fn died(hop: &Hop<AnyFunction>) {
-    while hop.is_alive() {
+/// Returns when a thread of a function has ended.
+async fn died(functions: &Functions) {
+    while functions.all().iter().all(|(_, running)| running.hop().is_alive()) {
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn word(config: &Config) -> &'static str {
-    use crate::config::FunctionSettings::{Firewall, Gateway, Nat44, Passthrough};
-    match config.function {
-        Passthrough => "passthrough",
-        Firewall { .. } => "firewall",
-        Nat44(_) => "nat44",
-        Gateway => "gateway",
     }
 }
 
@@ -111,14 +168,9 @@ fn say(side: Side, event: HopEvent) {
     }
 }
 
-fn read(counters: &Mutex<AnyCounters>) -> AnyCounters {
-    counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
 struct Reloader {
     started: Config,
-    hop: Arc<Hop<AnyFunction>>,
-    counters: Arc<Mutex<AnyCounters>>,
+    functions: Arc<Functions>,
 }
 
 impl Reload for Reloader {
@@ -142,20 +194,17 @@ impl Reload for Reloader {
         for setting in self.started.needs_restart(&config) {
             warn!(file = %path, "{setting} is another one now; that needs a restart");
         }
-        let (hop, counters) = (Arc::clone(&self.hop), Arc::clone(&self.counters));
-        let adopt = move |function: &mut AnyFunction| {
-            if function.adopt(&config.function) {
-                *counters.lock().unwrap_or_else(PoisonError::into_inner) = function.counters();
-                info!("settings applied; sessions stay that they allow");
-            }
-        };
-        // The queue of orders may be full for a moment.
-        if !spawn_blocking(move || hop.order(adopt)).await.unwrap_or(false) {
+        let functions = Arc::clone(&self.functions);
+        // A queue of orders may be full for a moment.
+        let dead = spawn_blocking(move || functions.adopt(&config.function)).await;
+        if !dead.is_ok_and(|dead| dead.is_empty()) {
             error!(file = %path, "the function's thread has ended; start it again");
         }
     }
 }
 
+/// What a function without a mesh is called.
+const ALONE: &str = "";
 /// Between two looks at the threads.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a client of the page may take to read its last answer.

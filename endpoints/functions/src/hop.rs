@@ -1,11 +1,11 @@
 //! A function between two ports: frames are taken from one, judged on a copy, and put to the other.
 //!
 //! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. What finds the next
-//! end full waits, and holds back those behind it; what finds nobody there is dropped and counted.
+//! end full waits, and holds back those behind it; what finds nobody there is dropped and counted. An end may become another one while it runs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,9 +57,27 @@ pub type Order<F> = Box<dyn FnOnce(&mut F) + Send>;
 pub struct Hop<F> {
     counters: Arc<HopCounters>,
     orders: SyncSender<Order<F>>,
+    wanted: [Arc<WantedEnd>; 2],
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
 }
+
+/// What an end is to be.
+struct WantedEnd {
+    spec: Mutex<PortSpec>,
+    /// How often it was another one.
+    changes: AtomicU64,
+}
+
+impl WantedEnd {
+    fn now(&self) -> (u64, PortSpec) {
+        let spec = self.spec.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.changes.load(Relaxed), spec.clone())
+    }
+}
+
+/// An end that was opened, and which one that was to be.
+type Opened = (u64, HopPort);
 
 impl<F: Function + Send + 'static> Hop<F> {
     /// Starts its threads. `say` is told what a person should know.
@@ -77,17 +95,21 @@ impl<F: Function + Send + 'static> Hop<F> {
             Ok::<_, HopError>(())
         };
         let mut doors = Vec::new();
-        for (side, spec) in Side::BOTH.into_iter().zip(specs) {
+        let wanted =
+            specs.map(|spec| Arc::new(WantedEnd { spec: Mutex::new(spec.into()), changes: AtomicU64::new(0) }));
+        for (side, wanted) in Side::BOTH.into_iter().zip(&wanted) {
             let (opened, door) = sync_channel(0);
-            let (gone, wanted) = sync_channel(1);
-            let (spec, say, stop) = (spec.into(), say.clone(), Arc::clone(&stop));
-            let work = move || open_again(&spec, &opened, &wanted, &stop, |event| say(side, event));
+            let (gone, again) = sync_channel(1);
+            let (wanted, say, stop) = (Arc::clone(wanted), say.clone(), Arc::clone(&stop));
+            let work = move || open_again(&wanted, &opened, &again, &stop, |event| say(side, event));
             spawn(format!("open-{}", side.word()), Box::new(work))?;
             doors.push((door, gone));
         }
         let worker = Worker {
             function,
             ends: [None, None],
+            wanted: wanted.clone(),
+            opened: [0; 2],
             counters: Arc::clone(&counters),
             notifier: Notifier::new().map_err(HopError::Notifier)?,
             scratch: Scratch::new(),
@@ -96,12 +118,22 @@ impl<F: Function + Send + 'static> Hop<F> {
         let ended = Arc::clone(&stop);
         let work = move || worker.run(&doors, &ordered, &ended, say);
         spawn("function".to_owned(), Box::new(work))?;
-        Ok(Self { counters, orders, stop, threads })
+        Ok(Self { counters, orders, wanted, stop, threads })
     }
 
     /// What it counts.
     pub fn counters(&self) -> &Arc<HopCounters> {
         &self.counters
+    }
+
+    /// Has an end become another one. That it is so already changes nothing.
+    pub fn set_end(&self, side: Side, spec: impl Into<PortSpec>) {
+        let wanted = &self.wanted[side.index()];
+        let (mut known, spec) = (wanted.spec.lock().unwrap_or_else(PoisonError::into_inner), spec.into());
+        if *known != spec {
+            *known = spec;
+            wanted.changes.fetch_add(1, Relaxed);
+        }
     }
 
     /// Whether all of its threads are there.
@@ -157,19 +189,20 @@ pub enum HopError {
 
 /// A peer that goes is followed by the next one.
 fn open_again(
-    spec: &PortSpec,
-    opened: &SyncSender<HopPort>,
-    wanted: &Receiver<()>,
+    wanted: &WantedEnd,
+    opened: &SyncSender<Opened>,
+    again: &Receiver<()>,
     stop: &AtomicBool,
     say: impl Fn(HopEvent),
 ) {
     let mut problem = String::new();
     while !stop.load(Relaxed) {
-        match HopPort::open(spec, OPEN_TIMEOUT) {
+        let (change, spec) = wanted.now();
+        match HopPort::open(&spec, OPEN_TIMEOUT) {
             Ok(end) => {
                 problem.clear();
                 say(HopEvent::Connected { agreement: end.agreement() });
-                if opened.send(end).is_err() || wanted.recv().is_err() {
+                if opened.send((change, end)).is_err() || again.recv().is_err() {
                     return;
                 }
             }
@@ -189,6 +222,9 @@ fn open_again(
 struct Worker<F> {
     function: F,
     ends: [Option<HopPort>; 2],
+    wanted: [Arc<WantedEnd>; 2],
+    /// Which ends those are.
+    opened: [u64; 2],
     counters: Arc<HopCounters>,
     notifier: Notifier,
     scratch: Scratch,
@@ -212,7 +248,7 @@ impl Scratch {
 impl<F: Function> Worker<F> {
     fn run(
         mut self,
-        doors: &[(Receiver<HopPort>, SyncSender<()>)],
+        doors: &[(Receiver<Opened>, SyncSender<()>)],
         orders: &Receiver<Order<F>>,
         stop: &AtomicBool,
         say: impl Fn(Side, HopEvent),
@@ -228,9 +264,10 @@ impl<F: Function> Worker<F> {
             }
             for (side, (door, _)) in Side::BOTH.into_iter().zip(doors) {
                 if self.ends[side.index()].is_none()
-                    && let Ok(end) = door.try_recv()
+                    && let Ok((change, end)) = door.try_recv()
                 {
                     self.ends[side.index()] = Some(end);
+                    self.opened[side.index()] = change;
                     self.counters.sides[side.index()].connected.store(true, Relaxed);
                     self.tell_links();
                 }
@@ -271,10 +308,14 @@ impl<F: Function> Worker<F> {
         }
     }
 
-    /// A peer that has gone, and why.
+    /// A peer that has gone or is not wanted any more, and why.
     fn find_gone(&mut self) -> Option<(Side, String)> {
         Side::BOTH.into_iter().find_map(|side| {
-            let error = self.ends[side.index()].as_mut()?.check_peer().err()?;
+            let end = self.ends[side.index()].as_mut()?;
+            if self.wanted[side.index()].changes.load(Relaxed) != self.opened[side.index()] {
+                return Some((side, "another one is wanted".to_owned()));
+            }
+            let error = end.check_peer().err()?;
             Some((side, error.to_string()))
         })
     }

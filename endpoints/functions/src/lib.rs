@@ -12,7 +12,9 @@
 //! - [`nat44`]: a router that gives clients addresses and ports of a pool
 //! - [`any`]: whichever function the settings name
 //! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
-//! - [`config`]: the settings of a hop; [`daemon`]: it runs, follows its settings, is looked at
+//! - [`config`]: the settings of a hop; [`running`]: one hop, or several by the same settings; [`daemon`]: they run, follow their settings, are
+//!   looked at
+//! - [`mesh`]: hops of chains that Network Service Mesh composes
 //! - [`webserver`]: real HTTP at the end of a chain
 //! - [`counter`]: numbers that are read while they grow
 
@@ -27,10 +29,12 @@ pub mod fragments;
 mod frames;
 pub mod function;
 pub mod hop;
+pub mod mesh;
 pub mod nat44;
 pub mod packet;
 pub mod passthrough;
 pub mod port;
+pub mod running;
 pub mod sessions;
 pub mod tcp_state;
 pub mod webserver;

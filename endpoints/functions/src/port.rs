@@ -18,7 +18,7 @@ pub enum HopPort {
 }
 
 /// What a side is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortSpec {
     /// One with a peer.
     Peer(EndSpec),

@@ -4,6 +4,7 @@
 //! - [`mesh`]: one node or two, with identities and a registry; [`node`]: the processes of one; `settings`: what all
 //!   of them are told
 //! - [`pod`]: a namespace with a client or an endpoint in it
+//! - [`chain`]: functions in a row, which a mesh composes
 //! - [`caller`]: calls a process by hand
 //! - [`cases`]: what has to hold
 //! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
@@ -11,6 +12,7 @@
 
 pub mod caller;
 pub mod cases;
+pub mod chain;
 pub mod driver;
 pub mod forwarder_cases;
 pub mod mesh;

@@ -9,13 +9,14 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
 use ferrule_functions::config::ConfigFile;
-use ferrule_functions::daemon::run;
+use ferrule_functions::daemon::{run, run_in_mesh};
+use ferrule_functions::mesh::MeshArgs;
 
 /// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, a passthrough or a gateway.
 #[derive(Parser)]
 #[command(version, args_override_self = true)]
 struct Flags {
-    /// The settings: two ends and a function
+    /// The settings: two ends and a function; with --nsm a function
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Address of the metrics page; overrides the file
@@ -24,6 +25,11 @@ struct Flags {
     /// Check the settings and exit: 0 if they are good, 64 if not
     #[arg(long)]
     check: bool,
+    /// Be an endpoint of Network Service Mesh: a function for each connection, between memif ends that the mesh says
+    #[arg(long)]
+    nsm: bool,
+    #[command(flatten)]
+    mesh: MeshArgs,
     #[command(flatten)]
     log: LogFlags,
 }
@@ -46,5 +52,7 @@ fn main() -> ExitCode {
         }
     };
     file.config.metrics = flags.metrics.or(file.config.metrics);
-    ferrule_daemon::run(|shutdown| run(file, shutdown))
+    ferrule_daemon::run(async move |shutdown| {
+        if flags.nsm { run_in_mesh(file, flags.mesh, shutdown).await } else { run(file, shutdown).await }
+    })
 }

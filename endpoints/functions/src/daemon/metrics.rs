@@ -8,28 +8,35 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::any::AnyCounters;
 use crate::counter::Counter;
-use crate::firewall::counters::Counters;
+use crate::firewall::counters::{Counters, RuleCounters};
 use crate::firewall::verdict::Reason;
 use crate::function::Side;
-use crate::hop::{HopCounters, SideCounters};
+use crate::hop::SideCounters;
 use crate::nat44::counters::{NatCounters, NatReason};
+use crate::running::{Functions, Running};
 
 /// Everything that one scrape tells.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    name: String,
+    functions: Vec<Shown>,
+    process: Option<Process>,
+}
+
+/// One function.
+#[derive(Debug)]
+struct Shown {
+    labels: Labels,
     /// By side: connected, and what was counted.
     sides: [(bool, [u64; COUNTS.len()]); 2],
     function: AnyCounters,
-    process: Option<Process>,
 }
 
 impl Snapshot {
     /// Of this moment.
-    pub(super) fn take(name: &str, hop: &HopCounters, function: AnyCounters) -> Self {
-        let sides =
-            hop.sides.each_ref().map(|side| (side.is_connected(), COUNTS.map(|(_, _, count)| count(side).get())));
-        Self { name: name.to_owned(), sides, function, process: Process::read() }
+    pub(super) fn take(name: &str, functions: &Functions) -> Self {
+        let all = functions.all();
+        let functions = all.iter().map(|(connection, running)| Shown::new(name, connection, running)).collect();
+        Self { functions, process: Process::read() }
     }
 
     /// In the `OpenMetrics` text format.
@@ -37,67 +44,98 @@ impl Snapshot {
         metrics::render(self)
     }
 
-    fn labels(&self) -> Labels {
-        vec![("function", self.name.clone())]
+    /// Each side of each function.
+    fn sides(&self) -> impl Iterator<Item = (Labels, &(bool, [u64; COUNTS.len()]))> {
+        self.functions.iter().flat_map(|shown| {
+            Side::BOTH.into_iter().zip(&shown.sides).map(|(side, counted)| (shown.with("side", side.word()), counted))
+        })
     }
 
-    fn of_side(&self, side: Side) -> Labels {
-        let mut labels = self.labels();
-        labels.push(("side", side.word().to_owned()));
-        labels
+    fn firewalls(&self) -> impl Iterator<Item = (&Shown, &Counters)> {
+        self.functions.iter().filter_map(|shown| match &shown.function {
+            AnyCounters::Firewall(firewall) => Some((shown, &**firewall)),
+            _ => None,
+        })
     }
 
-    fn firewall(&self, encoder: &mut DescriptorEncoder<'_>, firewall: &Counters) -> fmt::Result {
-        let of_rule = |name: &str| {
-            let mut labels = self.labels();
-            labels.push(("rule", name.to_owned()));
-            labels
-        };
-        let rules = || firewall.rules.iter();
+    /// Each rule of each firewall.
+    fn rules(&self) -> impl Iterator<Item = (Labels, &RuleCounters)> {
+        self.firewalls()
+            .flat_map(|(shown, firewall)| firewall.rules.iter().map(|rule| (shown.with("rule", &rule.name), rule)))
+    }
+
+    fn nats(&self) -> impl Iterator<Item = (&Shown, &NatCounters)> {
+        self.functions.iter().filter_map(|shown| match &shown.function {
+            AnyCounters::Nat44(nat) => Some((shown, &**nat)),
+            _ => None,
+        })
+    }
+
+    fn encode_firewalls(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let frames =
             ("ferrule_firewall_rule_frames", "Frames that the rule decided, itself or by a session that it opened");
-        counters(encoder, frames, rules().map(|rule| (of_rule(&rule.name), rule.frames.get())))?;
+        counters(encoder, frames, self.rules().map(|(labels, rule)| (labels, rule.frames.get())))?;
         let bytes = ("ferrule_firewall_rule_bytes", "Their bytes");
-        counters(encoder, bytes, rules().map(|rule| (of_rule(&rule.name), rule.bytes.get())))?;
-        let of_reason = |reason: Reason| {
-            let mut labels = self.labels();
-            labels.push(("reason", reason.word().to_owned()));
-            labels
+        counters(encoder, bytes, self.rules().map(|(labels, rule)| (labels, rule.bytes.get())))?;
+        let of_reasons = |(shown, firewall): (&Shown, &Counters)| {
+            Reason::ALL.map(|reason| (shown.with("reason", reason.word()), firewall.of(reason)))
         };
         let reasons = ("ferrule_firewall_other_frames", "Frames that passed or were dropped without a rule, by reason");
-        counters(encoder, reasons, Reason::ALL.map(|reason| (of_reason(reason), firewall.of(reason))))?;
+        counters(encoder, reasons, self.firewalls().flat_map(of_reasons))?;
         let sessions = ("ferrule_firewall_sessions", "Sessions that there are");
-        gauges(encoder, sessions, [(self.labels(), firewall.sessions.get())])
+        gauges(
+            encoder,
+            sessions,
+            self.firewalls().map(|(shown, firewall)| (shown.labels.clone(), firewall.sessions.get())),
+        )
     }
 
-    fn nat44(&self, encoder: &mut DescriptorEncoder<'_>, nat: &NatCounters) -> fmt::Result {
+    fn encode_nats(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let translated = ("ferrule_nat44_translated", "Packets of this side that were translated");
-        let of_side = |side: Side| (self.of_side(side), nat.translated[side.index()].get());
-        counters(encoder, translated, Side::BOTH.map(of_side))?;
-        let of_reason = |reason: NatReason| {
-            let mut labels = self.labels();
-            labels.push(("reason", reason.word().to_owned()));
-            (labels, nat.of(reason))
+        let of_sides = |(shown, nat): (&Shown, &NatCounters)| {
+            Side::BOTH.map(|side| (shown.with("side", side.word()), nat.translated[side.index()].get()))
+        };
+        counters(encoder, translated, self.nats().flat_map(of_sides))?;
+        let of_reasons = |(shown, nat): (&Shown, &NatCounters)| {
+            NatReason::ALL.map(|reason| (shown.with("reason", reason.word()), nat.of(reason)))
         };
         let reasons = ("ferrule_nat44_other_frames", "Frames that were not translated, by reason");
-        counters(encoder, reasons, NatReason::ALL.map(of_reason))?;
-        gauges(encoder, ("ferrule_nat44_sessions", "Sessions that there are"), [(self.labels(), nat.sessions.get())])
+        counters(encoder, reasons, self.nats().flat_map(of_reasons))?;
+        let sessions = ("ferrule_nat44_sessions", "Sessions that there are");
+        gauges(encoder, sessions, self.nats().map(|(shown, nat)| (shown.labels.clone(), nat.sessions.get())))
+    }
+}
+
+impl Shown {
+    /// One alone has no name of its own; those of the mesh are named after their connections.
+    fn new(name: &str, connection: &str, running: &Running) -> Self {
+        let sides = running.hop().counters().sides.each_ref();
+        let sides = sides.map(|side| (side.is_connected(), COUNTS.map(|(_, _, count)| count(side).get())));
+        let mut labels = vec![("function", name.to_owned())];
+        labels.extend((!connection.is_empty()).then(|| ("connection", connection.to_owned())));
+        Self { labels, sides, function: running.counters() }
+    }
+
+    fn with(&self, name: &'static str, value: &str) -> Labels {
+        let mut labels = self.labels.clone();
+        labels.push((name, value.to_owned()));
+        labels
     }
 }
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
-        let sides = || Side::BOTH.into_iter().zip(&self.sides);
         let connected = ("ferrule_function_connected", "Whether the peer of this side is there");
-        gauges(encoder, connected, sides().map(|(side, (connected, _))| (self.of_side(side), u64::from(*connected))))?;
+        gauges(encoder, connected, self.sides().map(|(labels, (connected, _))| (labels, u64::from(*connected))))?;
         for (index, (name, help, _)) in COUNTS.iter().enumerate() {
-            counters(encoder, (name, help), sides().map(|(side, (_, counts))| (self.of_side(side), counts[index])))?;
+            counters(encoder, (name, help), self.sides().map(|(labels, (_, counts))| (labels, counts[index])))?;
         }
-        match &self.function {
-            AnyCounters::Passthrough => {}
-            AnyCounters::Firewall(firewall) => self.firewall(encoder, firewall)?,
-            AnyCounters::Nat44(nat) => self.nat44(encoder, nat)?,
+        if self.firewalls().next().is_some() {
+            self.encode_firewalls(encoder)?;
+        }
+        if self.nats().next().is_some() {
+            self.encode_nats(encoder)?;
         }
         match &self.process {
             Some(process) => process.encode(encoder),

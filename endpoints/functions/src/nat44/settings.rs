@@ -27,6 +27,8 @@ pub struct NatSettings {
     pub outside: NatInterface,
     /// The router outside that leads everywhere else; none: only what is on the outside network is reached.
     pub gateway: Option<Ipv4Addr>,
+    /// Addresses inside that the mesh gives its clients; none: all that the inside network has.
+    pub clients: Option<RangeInclusive<u32>>,
     /// Addresses that clients get.
     pub pool: Vec<RangeInclusive<u32>>,
     /// Ports and identifiers that clients get.
@@ -59,7 +61,29 @@ pub struct PortForward {
     pub inside: (u32, u16),
 }
 
+impl NatInterface {
+    /// One with a MAC address of its own, made of its address: locally administered, and another one for each address of a network.
+    pub fn at(address: Ipv4Net) -> Self {
+        let [a, b, c, d] = address.addr().octets();
+        Self { mac: MacAddress([2, 0xfe, a, b, c, d]), address }
+    }
+}
+
 impl NatSettings {
+    /// Those of a NAT for one client of several: it has one address of the pool, and that is its outside one.
+    #[must_use]
+    pub fn of_one(&self, outside: u32) -> Self {
+        let address = Ipv4Addr::from(outside);
+        let interface = if self.outside.address.addr() == address {
+            self.outside
+        } else {
+            // An address has a prefix of any length up to 32.
+            Ipv4Net::new(address, self.outside.address.prefix_len()).map_or(self.outside, NatInterface::at)
+        };
+        let forwards = self.forwards.iter().copied().filter(|forward| forward.outside.0 == outside).collect();
+        Self { outside: interface, pool: vec![outside..=outside], forwards, ..self.clone() }
+    }
+
     /// Whether an address is one of the pool.
     pub fn is_pool(&self, address: u32) -> bool {
         self.pool.iter().any(|range| range.contains(&address))
@@ -101,6 +125,7 @@ pub fn read(field: &Field<'_>) -> Option<NatSettings> {
         interface("outside", "the interface where servers are"),
     );
     let gateway = table.optional("gateway").map_or(Some(None), |field| field.parse_as("an IPv4 address").map(Some));
+    let clients = table.optional("clients").map_or(Some(None), |field| read_range(&field).map(Some));
     let pool = table.required("pool", "a list of addresses and ranges that clients get");
     let pool = pool.and_then(|field| read_pool(&field));
     let ports = table.optional("ports").map_or(Some(PORTS_DEFAULT), |field| read_ports(&field));
@@ -117,10 +142,17 @@ pub fn read(field: &Field<'_>) -> Option<NatSettings> {
     if pool.iter().cloned().flatten().any(|address| inside.address.contains(&Ipv4Addr::from(address))) {
         field.wrong_below("pool", "an address of it is on the inside network; those are what clients have already");
     }
+    let clients = clients?;
+    if let Some(range) = &clients
+        && ![range.start(), range.end()].into_iter().all(|end| inside.address.contains(&Ipv4Addr::from(*end)))
+    {
+        field.wrong_below("clients", "an address of it is not on the inside network; clients are there");
+    }
     Some(NatSettings {
         inside,
         outside,
         gateway: gateway?,
+        clients,
         pool,
         ports: ports?,
         forwards,
@@ -133,29 +165,31 @@ fn read_interface(field: &Field<'_>) -> Option<NatInterface> {
     let table = field.table(&["address", "mac"])?;
     let what = "an address with its prefix as in 192.168.100.1/24";
     let address: Ipv4Net = table.required("address", what).and_then(|field| field.parse_as(what))?;
-    let [a, b, c, d] = address.addr().octets();
-    // Locally administered, and another one for each address of a network.
-    let mac = table.optional("mac").map_or(Some(MacAddress([2, 0xfe, a, b, c, d])), |field| field.parse());
-    Some(NatInterface { mac: mac?, address })
+    let own = NatInterface::at(address);
+    let mac = table.optional("mac").map_or(Some(own.mac), |field| field.parse());
+    Some(NatInterface { mac: mac?, ..own })
 }
 
 fn read_pool(field: &Field<'_>) -> Option<Vec<RangeInclusive<u32>>> {
-    let mut pool = Vec::new();
-    for item in field.items()? {
-        let text = item.text()?;
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        match (first.trim().parse::<Ipv4Addr>(), last.trim().parse::<Ipv4Addr>()) {
-            (Ok(first), Ok(last)) if first <= last => pool.push(u32::from(first)..=u32::from(last)),
-            (Ok(first), Ok(last)) => item.wrong(format!("`{text}` begins behind its end; write {last}-{first}")),
-            _ => item.wrong(format!("`{text}`; an IPv4 address, or two as in 10.0.0.1-10.0.0.9, is wanted")),
-        }
-    }
+    let pool: Vec<_> = field.items()?.iter().filter_map(read_range).collect();
     let count: u64 = pool.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum();
     if !(1..=POOL_MAX).contains(&count) {
         field.wrong(format!("{count} addresses; from 1 to {POOL_MAX} are wanted"));
         return None;
     }
     Some(pool)
+}
+
+/// One address, or from one to another.
+fn read_range(field: &Field<'_>) -> Option<RangeInclusive<u32>> {
+    let text = field.text()?;
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.trim().parse::<Ipv4Addr>(), last.trim().parse::<Ipv4Addr>()) {
+        (Ok(first), Ok(last)) if first <= last => return Some(u32::from(first)..=u32::from(last)),
+        (Ok(first), Ok(last)) => field.wrong(format!("`{text}` begins behind its end; write {last}-{first}")),
+        _ => field.wrong(format!("`{text}`; an IPv4 address, or two as in 10.0.0.1-10.0.0.9, is wanted")),
+    }
+    None
 }
 
 fn read_ports(field: &Field<'_>) -> Option<RangeInclusive<u16>> {
@@ -182,7 +216,8 @@ fn read_forward(field: &Field<'_>) -> Option<PortForward> {
     Some(PortForward { protocol: protocol?, outside: outside?, inside: inside? })
 }
 
-const KEYS: &[&str] = &["inside", "outside", "gateway", "pool", "ports", "forwards", "sessions", "client_sessions"];
+const KEYS: &[&str] =
+    &["inside", "outside", "gateway", "clients", "pool", "ports", "forwards", "sessions", "client_sessions"];
 /// Ports below are kept for those whom they mean something to.
 const PORTS_DEFAULT: RangeInclusive<u16> = 1024..=u16::MAX;
 /// As in the example.
@@ -219,6 +254,16 @@ forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.
     }
 
     #[test]
+    fn a_nat_for_one_client_of_several_has_one_address_and_what_is_forwarded_from_there() {
+        let settings = read_all(GOOD).unwrap().unwrap();
+        let [first, second] = [0x5050_5064, 0x5050_506e].map(|outside| settings.of_one(outside));
+        assert_eq!((first.outside, first.forwards.len()), (settings.outside, 1));
+        assert_eq!(first.pool, [0x5050_5064..=0x5050_5064]);
+        assert_eq!((second.outside.address.to_string().as_str(), second.forwards.len()), ("80.80.80.110/24", 0));
+        assert_eq!(second.outside.mac, MacAddress([2, 0xfe, 80, 80, 80, 110]));
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_cure() {
         for (old, new, place, problem) in [
             ("192.168.100.1/24", "192.168.100.1", "inside.address", "with its prefix"),
@@ -230,6 +275,7 @@ forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.
             ("100:80\"", "100\"", "forwards[0].outside", "an address and a port"),
             ("pool", "ports: 90-80\npool", "ports", "1024-65535"),
             ("pool", "gateway: here\npool", "gateway", "an IPv4 address"),
+            ("pool", "clients: 192.168.101.9\npool", "clients", "not on the inside network"),
         ] {
             assert!(GOOD.contains(old), "{old}");
             let lines = read_all(&GOOD.replacen(old, new, 1)).unwrap_err();

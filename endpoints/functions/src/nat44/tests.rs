@@ -22,6 +22,7 @@ fn settings() -> NatSettings {
     NatSettings {
         inside: interface(1, "192.168.100.1/24"),
         outside: interface(2, "80.80.80.100/24"),
+        clients: None,
         gateway: None,
         pool: vec![POOL..=POOL],
         ports: 1024..=u16::MAX,

@@ -1,10 +1,11 @@
 //! What has to hold.
 //!
-//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `memif`: a client by memif; `lasting`: what stays and what goes; `at_once`: many requests at once; `recovery`: who is killed and replaced
+//! - `kernel`: kernel interfaces at both ends; `ends`: all kinds of ends; `memif`: a client by memif; `chains`: functions in a row; `lasting`: what stays and what goes; `at_once`: many requests at once; `recovery`: who is killed and replaced
 //! - `refusals`, `by_hand`: what is refused, and leaves nothing; `shown`: what a person is shown
 
 mod at_once;
 mod by_hand;
+mod chains;
 mod ends;
 mod kernel;
 mod lasting;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<NsmCase> {
         ..plain
     };
     let many = MeshOptions { clients: lasting::MANY, ..plain };
+    let few = MeshOptions { clients: 2, ..plain };
     // The longest first: several run at a time.
     let both: [(&str, &str, MeshOptions, Run); 17] = [
         ("refreshes_and_rotations_lose_no_ping", "go_refreshes_and_rotations_lose_no_ping", short, lasting::refreshes),
@@ -110,6 +112,16 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
     cases.push(case("two_nodes_all_kinds_of_ends_are_joined", Cast::default(), two, ends::all_pairs));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
+    let go_around = Cast { registry: Some(GO), manager: GO, ..Cast::default() };
+    for (name, name_go, run) in [
+        ("chain_secure_intranet", "chain_secure_intranet_go", chains::secure_intranet as Run),
+        ("chain_passthrough_is_killed", "chain_passthrough_is_killed_go", chains::passthrough_killed),
+        ("chain_nat44", "chain_nat44_go", chains::nat44),
+    ] {
+        cases.push(case(name, Cast::default(), few, run));
+        cases.push(case(name_go, go_around, few, run));
+    }
+    cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, chains::hop_missing));
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
         let cast = Cast { registry: Some(registry), manager, client, endpoint };
         cases.push(case(name, cast, plain, kernel::both_families));

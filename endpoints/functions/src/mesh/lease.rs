@@ -1,0 +1,169 @@
+//! What clients of a NAT44 have while they are connected: an address inside each, and one of the pool outside.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ferrule_nsm::proto::connectioncontext::{ConnectionContext, IpContext, Route};
+use ipnet::Ipv4Net;
+use tonic::Status;
+
+use crate::nat44::settings::NatSettings;
+
+/// The leases of a NAT44, by the ids of their connections.
+#[derive(Debug, Default)]
+pub struct Leases(BTreeMap<String, Lease>);
+
+/// What one client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its address.
+    pub inside: Ipv4Addr,
+    /// What it is known by outside, which no other client is.
+    pub outside: Ipv4Addr,
+}
+
+impl Leases {
+    /// That of a connection: the one that it has, or a new one. A client that says which address it had keeps that if it is free.
+    pub fn take(&mut self, id: &str, nat: &NatSettings, asked: &ConnectionContext) -> Result<Lease, Status> {
+        if let Some(known) = self.of(id) {
+            return Ok(known);
+        }
+        let may_have = |address: &Ipv4Addr| {
+            let is_client = match &nat.clients {
+                Some(range) => range.contains(&u32::from(*address)),
+                None => is_host(nat.inside.address, *address),
+            };
+            is_client && *address != nat.inside.address.addr() && self.0.values().all(|lease| lease.inside != *address)
+        };
+        let had = asked.ip_context.iter().flat_map(|ip| &ip.src_ip_addrs);
+        let had = had.filter_map(|text| text.split('/').next()?.parse().ok());
+        let all = match &nat.clients {
+            Some(range) => range.clone(),
+            None => u32::from(nat.inside.address.network())..=u32::from(nat.inside.address.broadcast()),
+        };
+        let inside = had.chain(all.map(Ipv4Addr::from)).find(may_have).ok_or_else(|| {
+            let network = nat.inside.address.trunc();
+            Status::resource_exhausted(format!("no address of {network} is left for another client of the NAT44"))
+        })?;
+        let mut pool = nat.pool.iter().cloned().flatten().map(Ipv4Addr::from);
+        let outside = pool.find(|address| self.0.values().all(|lease| lease.outside != *address)).ok_or_else(|| {
+            let count = nat.pool_len();
+            Status::resource_exhausted(format!(
+                "each client of the NAT44 has an address of its pool, and all {count} are in use: give it a larger `pool`"
+            ))
+        })?;
+        let lease = Lease { inside, outside };
+        self.0.insert(id.to_owned(), lease);
+        Ok(lease)
+    }
+
+    /// The one that a connection has.
+    pub fn of(&self, id: &str) -> Option<Lease> {
+        self.0.get(id).copied()
+    }
+
+    /// It is free again.
+    pub fn give_back(&mut self, id: &str) {
+        self.0.remove(id);
+    }
+}
+
+impl Lease {
+    /// What is asked for behind the NAT44, which is the client there.
+    pub fn behind(&self, nat: &NatSettings, asked: &ConnectionContext) -> ConnectionContext {
+        let address = format!("{}/{}", self.outside, nat.outside.address.prefix_len());
+        let excluded_prefixes = asked.ip_context.clone().unwrap_or_default().excluded_prefixes;
+        let ip = IpContext { src_ip_addrs: vec![address], excluded_prefixes, ..IpContext::default() };
+        ConnectionContext { mtu: asked.mtu, ip_context: Some(ip), ..ConnectionContext::default() }
+    }
+
+    /// What the client is answered: its own address, and the NAT44 as the router to everything outside that this one reaches.
+    pub fn in_front(&self, nat: &NatSettings, behind: ConnectionContext) -> ConnectionContext {
+        let prefix = nat.inside.address.prefix_len();
+        let (own, router) = (format!("{}/{prefix}", self.inside), nat.inside.address.to_string());
+        let outside = if nat.gateway.is_some() { Ipv4Net::default() } else { nat.outside.address.trunc() };
+        let route = Route { prefix: outside.to_string(), next_hop: nat.inside.address.addr().to_string() };
+        let ip = IpContext {
+            src_ip_addrs: vec![own],
+            dst_ip_addrs: vec![router],
+            src_routes: vec![route],
+            ..IpContext::default()
+        };
+        // Addresses and routes that are good behind are of no use in front.
+        ConnectionContext {
+            mtu: behind.mtu,
+            dns_context: behind.dns_context,
+            ip_context: Some(ip),
+            ..ConnectionContext::default()
+        }
+    }
+}
+
+/// Whether a client can have an address of a network: not the first one nor the last one, which are the network's own.
+fn is_host(network: Ipv4Net, address: Ipv4Addr) -> bool {
+    let own = network.prefix_len() < 31 && (address == network.network() || address == network.broadcast());
+    network.contains(&address) && !own
+}
+
+#[cfg(test)]
+mod tests {
+    use ferrule_daemon::settings::parse;
+
+    use super::*;
+    use crate::nat44::settings::read;
+
+    fn nat(more: &str) -> NatSettings {
+        let text = format!(
+            "inside: {{ address: 10.0.0.1/29 }}\noutside: {{ address: 80.80.80.100/24 }}\npool: [80.80.80.100-80.80.80.102]\n{more}"
+        );
+        parse("nat.yaml", &text, |field, _| read(field)).unwrap().unwrap()
+    }
+
+    fn texts(lease: Lease) -> (String, String) {
+        (lease.inside.to_string(), lease.outside.to_string())
+    }
+
+    fn pair(inside: &str, outside: &str) -> (String, String) {
+        (inside.to_owned(), outside.to_owned())
+    }
+
+    #[test]
+    fn each_client_has_an_address_inside_and_one_outside_and_keeps_them() {
+        let (mut leases, nat, none) = (Leases::default(), nat(""), ConnectionContext::default());
+        let first = leases.take("a", &nat, &none).unwrap();
+        assert_eq!(texts(first), pair("10.0.0.2", "80.80.80.100"));
+        let second = leases.take("b", &nat, &none).unwrap();
+        assert_eq!(texts(second), pair("10.0.0.3", "80.80.80.101"));
+        assert_eq!(leases.take("a", &nat, &none).unwrap(), first);
+        leases.take("c", &nat, &none).unwrap();
+        let full = leases.take("d", &nat, &none).unwrap_err();
+        assert!(full.message().contains("all 3 are in use: give it a larger `pool`"), "{full}");
+        leases.give_back("a");
+        let again = first.in_front(&nat, ConnectionContext::default());
+        assert_eq!(leases.take("e", &nat, &again).unwrap(), first, "what it had is free");
+        leases.give_back("b");
+        assert_eq!(texts(leases.take("f", &nat, &again).unwrap()).0, "10.0.0.3", "what it had is another one's");
+    }
+
+    #[test]
+    fn clients_are_where_the_settings_say_and_their_router_is_the_nat() {
+        let (mut leases, nat) = (Leases::default(), nat("clients: 10.0.0.5-10.0.0.5\n"));
+        let lease = leases.take("a", &nat, &ConnectionContext::default()).unwrap();
+        assert_eq!(lease.inside.to_string(), "10.0.0.5");
+        let mut more = nat.clone();
+        more.pool = vec![1..=9];
+        let full = leases.take("b", &more, &ConnectionContext::default()).unwrap_err();
+        assert!(full.message().contains("no address of 10.0.0.0/29 is left"), "{full}");
+        let behind = lease.behind(&nat, &ConnectionContext { mtu: 1400, ..ConnectionContext::default() });
+        assert_eq!(
+            (behind.mtu, behind.ip_context.clone().unwrap().src_ip_addrs),
+            (1400, vec!["80.80.80.100/24".to_owned()])
+        );
+        let ip = lease.in_front(&nat, behind).ip_context.unwrap();
+        assert_eq!(
+            (ip.src_ip_addrs, ip.dst_ip_addrs),
+            (vec!["10.0.0.5/29".to_owned()], vec!["10.0.0.1/29".to_owned()])
+        );
+        assert_eq!(ip.src_routes, [Route { prefix: "80.80.80.0/24".to_owned(), next_hop: "10.0.0.1".to_owned() }]);
+    }
+}

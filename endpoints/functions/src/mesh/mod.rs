@@ -1,0 +1,175 @@
+//! Functions of chains that the mesh composes: an endpoint of Network Service Mesh with a function for each of its connections.
+//!
+//! It serves memif ends, asks the manager of its node for the next hop under its own labels, and stands between the two. A NAT44 gives its clients
+//! addresses itself, and has those of its pool behind it: [`lease`].
+
+pub mod lease;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Args;
+use ferrule_dataplane::spec::{MemifSpec, Mode, Role, SocketAddress};
+use ferrule_endpoints::end::EndSpec;
+use ferrule_nsm::endpoint::{Between, MemifEnds, MiddleEndpoint, OfferError};
+use ferrule_nsm::process::{OfferArgs, ProcessArgs, ProcessError, Trusted};
+use ferrule_nsm::proto::connection::Connection;
+use ferrule_nsm::proto::connectioncontext::ConnectionContext;
+use ferrule_nsm::service::ConnectionServer;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode as FileMode;
+use thiserror::Error;
+use tokio::task::spawn_blocking;
+use tonic::Status;
+use tracing::{info, warn};
+
+use self::lease::{Lease, Leases};
+use crate::config::FunctionSettings;
+use crate::function::Side;
+use crate::hop::HopEvent;
+use crate::packet::Link;
+use crate::running::{Functions, Narrow};
+
+/// What an endpoint of the mesh is told.
+#[derive(Clone, Debug, Args)]
+pub struct MeshArgs {
+    #[command(flatten)]
+    offer: OfferArgs,
+    #[command(flatten)]
+    trusted: Trusted,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// Serves connections as an endpoint of this name, unless it is told another one, until `stop`.
+pub async fn serve(
+    name: String,
+    args: MeshArgs,
+    functions: Arc<Functions>,
+    stop: impl Future<Output = ()> + Send + 'static,
+    told: impl Fn(bool) + Send + Sync + 'static,
+) -> Result<(), MeshError> {
+    let MeshArgs { offer: offered, trusted, process } = args;
+    // Its chain has a service with matches, which somebody else registers.
+    let offer = offered.offer(&name, false)?;
+    let identity = process.identity().await?;
+    let namespace = open("/proc/self/ns/net", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty());
+    let ends = namespace.map_err(Into::into).and_then(|namespace| MemifEnds::new(Arc::new(namespace)));
+    let ends = ends.map_err(MeshError::Namespace)?;
+    let between = Arc::new(MeshFunctions { functions, leases: Mutex::default() });
+    let manager = offered.connect_to.parse().map_err(ProcessError::from)?;
+    let middle =
+        MiddleEndpoint::new(between, ends, offer.labels.clone(), &manager, identity.clone(), process.dial_options());
+    let calls = ConnectionServer::new(&offer.name, process.token_lifetime, middle);
+    trusted.tell(&calls).map_err(ProcessError::from)?;
+    let registry = process.registry(&offered.connect_to, identity.clone())?;
+    let (name, services) = (offer.name.clone(), offer.services.join(", "));
+    let told = move |is_registered| {
+        let word = if is_registered { "registered" } else { "not registered" };
+        info!("endpoint {name} of {services}: {word}");
+        told(is_registered);
+    };
+    Ok(offer.serve(&calls, identity, registry, stop, told).await?)
+}
+
+/// Why a function is no endpoint of the mesh.
+#[derive(Debug, Error)]
+pub enum MeshError {
+    /// It has no identity, or nobody to call.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Its ends are nowhere.
+    #[error("open our own network namespace: {0}")]
+    Namespace(#[source] std::io::Error),
+    /// It does not serve.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+}
+
+/// A function for each connection.
+struct MeshFunctions {
+    functions: Arc<Functions>,
+    leases: Mutex<Leases>,
+}
+
+impl MeshFunctions {
+    /// What the function of a connection has of the settings of all.
+    fn narrow(&self, id: &str) -> Narrow {
+        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).of(id);
+        Box::new(move |settings| match (settings, lease) {
+            (FunctionSettings::Nat44(nat), Some(Lease { outside, .. })) => {
+                FunctionSettings::Nat44(nat.of_one(u32::from(outside)))
+            }
+            _ => settings.clone(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Between for MeshFunctions {
+    fn ask(&self, asked: &Connection) -> Result<ConnectionContext, Status> {
+        let context = asked.context.clone().unwrap_or_default();
+        let FunctionSettings::Nat44(nat) = self.functions.settings() else { return Ok(context) };
+        if asked.payload == IP {
+            return Err(Status::unimplemented(
+                "a NAT44 is a router between two Ethernet networks, and the payload of this service is IP",
+            ));
+        }
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(leases.take(&asked.id, &nat, &context)?.behind(&nat, &context))
+    }
+
+    fn answer(&self, id: &str, behind: ConnectionContext) -> ConnectionContext {
+        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).of(id);
+        match (self.functions.settings(), lease) {
+            (FunctionSettings::Nat44(nat), Some(lease)) => lease.in_front(&nat, behind),
+            _ => behind,
+        }
+    }
+
+    async fn join(&self, connection: &Connection, [served, theirs]: [&str; 2]) -> Result<(), Status> {
+        let is_ip = connection.payload == IP;
+        let end = |socket: &str, role| {
+            let socket: SocketAddress =
+                socket.parse().map_err(|error| Status::invalid_argument(format!("the socket of a memif: {error}")))?;
+            let mode = if is_ip { Mode::Ip } else { Mode::Ethernet };
+            Ok::<_, Status>(EndSpec::Memif(MemifSpec { mode, ..MemifSpec::new(socket, role) }))
+        };
+        let ends = [end(served, Role::Server)?, end(theirs, Role::Client)?];
+        let id = &connection.id;
+        if let Some(running) = self.functions.get(id).filter(|running| running.hop().is_alive()) {
+            for (side, end) in Side::BOTH.into_iter().zip(ends) {
+                running.hop().set_end(side, end);
+            }
+            return Ok(());
+        }
+        let client = connection.path.as_ref().and_then(|path| path.path_segments.first());
+        let client = client.map(|segment| segment.name.chars().take(SHOWN_MAX).collect::<String>());
+        let say = {
+            let (id, client) = (id.clone(), client.unwrap_or_default());
+            move |side: Side, event| say(&id, &client, side, event)
+        };
+        let link = if is_ip { Link::Ip } else { Link::Ethernet };
+        let started = self.functions.start(id, link, ends, self.narrow(id), say);
+        started.map_err(|error| Status::resource_exhausted(error.to_string()))
+    }
+
+    async fn part(&self, id: &str) {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).give_back(id);
+        let running = self.functions.remove(id);
+        // Its threads are waited for.
+        let _ = spawn_blocking(move || drop(running)).await;
+    }
+}
+
+fn say(connection: &str, client: &str, side: Side, event: HopEvent) {
+    let side = side.word();
+    match event {
+        HopEvent::Connected { agreement } => info!(connection, client, side, "connected: {agreement}"),
+        HopEvent::Gone { reason } => info!(connection, client, side, "the peer has gone: {reason}"),
+        HopEvent::Waiting { reason } => warn!(connection, client, side, "no peer yet: {reason}; trying again"),
+    }
+}
+
+/// The payload without Ethernet headers.
+const IP: &str = "IP";
+const SHOWN_MAX: usize = 64;
