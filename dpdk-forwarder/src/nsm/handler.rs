@@ -23,8 +23,9 @@ use super::end::{
 };
 use super::joint::{Joint, Means, wire_name};
 use super::leftovers;
-use super::making::{Made, Makings};
+use super::making::{Made, Makings, Removal};
 use super::next_hop::{Candidates, NextHops};
+use super::reservation::Reservation;
 use super::vxlan::TunnelSite;
 use super::wish::{ClientEnd, ClientWish};
 
@@ -55,6 +56,8 @@ struct Joined {
     /// What the endpoint has passed, which goes with each call below.
     files: Vec<Arc<OwnedFd>>,
     joint: Joint,
+    /// Of the tunnel's number and port.
+    reservation: Reservation,
     following: Arc<Following>,
 }
 
@@ -137,11 +140,9 @@ impl MeshForwarder {
             if status.code() != Code::AlreadyExists || tries == NUMBER_TRIES {
                 return Err(status);
             }
-            // Whoever chooses the tunnel's number does so again.
+            // Whoever chooses the tunnel's number does so again; the one that is taken stays ours until then.
             if let Some(site) = self.site.filter(|_| asked.kind.is_none()) {
                 asked.renumber(&call.connection.id, &site, &self.means.vnis)?;
-            } else {
-                self.means.give_back(&call.connection.id);
             }
         }
     }
@@ -163,7 +164,9 @@ impl MeshForwarder {
         let following = Self::follow(&next, &connection, call);
         let (endpoint, only) = (found.endpoint.name.clone(), asked.only.clone());
         let (joint, turn) = joint.claim();
-        let joined = Joined { endpoint, next, below, only, client_file, files, joint, following };
+        joint.settle(&self.means);
+        let reservation = asked.reservation.clone();
+        let joined = Joined { endpoint, next, below, only, client_file, files, joint, reservation, following };
         self.joined().insert(connection.id.clone(), joined);
         drop(turn);
         if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
@@ -220,6 +223,8 @@ impl MeshForwarder {
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
         let (site, is_tunnel) = (self.site, asked.kind.is_none());
+        // When the call is cut off, what is being made has its number and its port until it is undone.
+        let reservation = asked.reservation.clone();
         let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
             let mut client = match site.filter(|_| is_tunnel) {
@@ -238,7 +243,10 @@ impl MeshForwarder {
                 segment.metrics = metrics;
             }
             answer.mechanism = Some(client.mechanism);
-            let undo = move |joint: Joint| joint.undo(before.as_ref(), &means);
+            let undo = move |joint: Joint| {
+                joint.undo(before.as_ref(), &means);
+                drop(reservation);
+            };
             Ok::<_, Status>((answer, Made::new(joint, turn, undo)))
         });
         let made = making.await.map_err(|error| Status::internal(format!("the ends were not joined: {error}")))?;
@@ -260,29 +268,38 @@ impl MeshForwarder {
     /// A client that was started again asks for its interface, or by its token, by another connection. That of before is in the way, and nobody's.
     async fn make_way(&self, id: &str, wanted: &ClientEnd, until: Instant) {
         let before = {
-            let mut joined = self.joined();
+            let joined = self.joined();
             let is_before = |(other, joined): &(&String, &Joined)| *other != id && joined.only.as_ref() == Some(wanted);
-            let before = joined.iter().find(is_before).map(|(other, _)| other.clone());
-            before.and_then(|other| joined.remove_entry(&other))
+            joined.iter().find(is_before).map(|(other, _)| other.clone())
         };
-        if let Some((other, joined)) = before {
+        if let Some((other, (joined, removal))) = before.and_then(|other| Some((other.clone(), self.part(&other)?))) {
             tracing::info!(
                 id,
                 before = other,
                 "the client has the same end by another connection already: that is closed"
             );
-            if let Err(status) = self.take_down(&other, joined, until).await {
+            if let Err(status) = self.take_down(joined, removal, until).await {
                 tracing::warn!(id = other, %status, "the connection was not closed cleanly");
             }
         }
     }
 
-    /// Closes what was joined, here and at the next process.
-    async fn take_down(&self, id: &str, joined: Joined, until: Instant) -> Result<(), Status> {
-        let (means, joint) = (self.means.clone(), joined.joint.clone());
-        let removing = spawn_blocking(move || joint.remove(&means));
+    /// What was joined is no connection's from now on. Nothing is made in its place until it is removed.
+    fn part(&self, id: &str) -> Option<(Joined, Removal)> {
+        let mut all = self.joined();
+        all.remove(id).map(|joined| (joined, self.making.begin_removal(id)))
+    }
+
+    /// Closes what was joined, here and at the next process. What is begun here goes on when the call is cut off.
+    async fn take_down(&self, joined: Joined, removal: Removal, until: Instant) -> Result<(), Status> {
+        let (means, joint, reservation) = (self.means.clone(), joined.joint.clone(), joined.reservation.clone());
+        let removing = spawn_blocking(move || {
+            let turn = removal.turn();
+            let removed = joint.remove(&means);
+            drop((reservation, turn));
+            removed
+        });
         let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
-        self.means.give_back(id);
         let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
         match (below, removed) {
             (Ok(()), done) | (done, Ok(())) => done,
@@ -306,6 +323,9 @@ impl MeshForwarder {
         let mut failures = String::new();
         let mut last = Status::unavailable("no endpoint was asked");
         for (at, found) in endpoints.iter().enumerate() {
+            if at > 0 && Instant::now() >= until {
+                return Err(Status::new(last.code(), format!("{failures}no time is left for the others")));
+            }
             match Box::pin(self.try_endpoint(found, call, asked, until)).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
@@ -335,19 +355,13 @@ impl Handler for MeshForwarder {
         if let Some(only) = &asked.only {
             self.make_way(&id, only, until).await;
         }
-        let made = Box::pin(self.ask_all(&mut call, &mut asked, until)).await;
-        if made.is_err() && !self.joined().contains_key(&id) {
-            self.means.give_back(&id);
-        }
-        made
+        Box::pin(self.ask_all(&mut call, &mut asked, until)).await
     }
 
     async fn close(&self, call: Call) -> Result<(), Status> {
         let until = Instant::now() + call.limit;
-        let id = &call.connection.id;
-        let joined = self.joined().remove(id);
-        match joined {
-            Some(joined) => self.take_down(id, joined, until).await,
+        match self.part(&call.connection.id) {
+            Some((joined, removal)) => self.take_down(joined, removal, until).await,
             None => Ok(()),
         }
     }
@@ -393,3 +407,6 @@ fn keep<'a>(passed: impl Iterator<Item = &'a Arc<OwnedFd>>, known: &'a [Arc<Owne
 const NUMBER_TRIES: usize = 4;
 /// What is being made when the forwarder ends is waited for so long.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

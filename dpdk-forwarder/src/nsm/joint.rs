@@ -13,6 +13,7 @@ use super::bridge::{BridgeRoom, TunnelBridge};
 use super::context::{Side, interface_state};
 use super::end::{IP, MeshEnd, Port, mac};
 use super::interface::{InterfacePlace, InterfaceState};
+use super::reservation::{Holders, Reservation};
 use super::tunnel::{TunnelInterface, TunnelMark};
 use super::vf::{VfEnd, VfLender, VfLink};
 use super::vxlan::{Vnis, Vxlan};
@@ -23,6 +24,8 @@ use crate::wires::Wires;
 /// What is made for a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Joint {
+    /// The id of the connection.
+    id: String,
     carrier: Carrier,
     /// Those of its ends that the kernel has: where, and what they have.
     interfaces: Vec<(InterfacePlace, InterfaceState)>,
@@ -51,14 +54,14 @@ pub(super) struct Means {
     pub(super) wires: Arc<Wires>,
     pub(super) vnis: Arc<Vnis>,
     pub(super) wireguards: Arc<WireGuardEnds>,
+    pub(super) holders: Holders,
     pub(super) vfs: Arc<VfLender>,
 }
 
 impl Means {
-    /// A connection is there no more.
-    pub(super) fn give_back(&self, id: &str) {
-        self.vnis.give_back(id);
-        self.wireguards.give_back(id);
+    /// What the tunnel of a connection has of us is kept as long as what this returns, and what is cloned of it.
+    pub(super) fn reserve(&self, id: &str) -> Reservation {
+        Reservation::new(id, &self.holders, &self.vnis, &self.wireguards)
     }
 }
 
@@ -86,7 +89,7 @@ impl Joint {
             }
             interfaces.push((place.clone(), state));
         }
-        Ok(Self { carrier, interfaces })
+        Ok(Self { id: connection.id.clone(), carrier, interfaces })
     }
 
     /// Makes it in the place of `before`. When that fails, a new one leaves nothing behind, and an old one is as it was. Blocks.
@@ -101,7 +104,11 @@ impl Joint {
     /// Goes back to `before`. Blocks. What fails of it is told in the log: whoever asked was told of the first failure.
     pub(super) fn undo(&self, before: Option<&Self>, means: &Means) {
         let undone = match before {
-            Some(before) => before.restore(self, means),
+            Some(before) => {
+                let restored = before.restore(self, means);
+                before.settle(means);
+                restored
+            }
             // It may be made still, and would be of nobody.
             None => self.remove(means),
         };
@@ -141,6 +148,16 @@ impl Joint {
         self.interfaces.iter().try_for_each(|(place, state)| {
             place.set_up(state).map_err(|error| Status::failed_precondition(error.to_string()))
         })
+    }
+
+    /// What was there in its place has gone for good: a number that it had is free.
+    pub(super) fn settle(&self, means: &Means) {
+        let vni = match &self.carrier {
+            Carrier::Tunnel(tunnel) => Some(tunnel.vxlan.vni),
+            Carrier::Bridge(bridge) => Some(bridge.tunnel.vxlan.vni),
+            Carrier::Wire(_) | Carrier::Secure(_) | Carrier::Nic(_) | Carrier::Outside => None,
+        };
+        means.vnis.settle(&self.id, vni);
     }
 
     /// Removes all of it. What is not there any more is no error. Blocks.

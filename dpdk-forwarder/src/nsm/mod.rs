@@ -9,7 +9,8 @@
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
 //! - `wireguard`: the same for payload IP; `secure_tunnel`: its interface and who encrypts; `wireguard_ends`: the key, the port and what runs
 //! - `bridge`: a tunnel for an end that is no interface of the kernel
-//! - `making`: what a call has made that nobody waits for any more is undone
+//! - `making`: what a call has made that nobody waits for any more is undone, and what is removed comes before what is made anew;
+//!   `reservation`: how long a connection keeps the number and the port of its tunnel
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
 //! - `vf`: ends that are VFs of the pods
 //! - `leftovers`: what a forwarder that was killed has left; `namespaces`: where that is looked for
@@ -35,6 +36,8 @@ mod making;
 mod namespaces;
 #[cfg(feature = "nsm")]
 mod next_hop;
+#[cfg(feature = "nsm")]
+mod reservation;
 #[cfg(feature = "nsm")]
 mod rules;
 #[cfg(feature = "nsm")]

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use super::handler::MeshForwarder;
 use super::joint::{Means, connection_of};
 use super::next_hop::NextHops;
+use super::reservation::Holders;
 use super::settings::NsmSettings;
 use super::tunnel::{default_address, find_site};
 use super::vf::{SriovConfig, VfLender, VfLenderSettings};
@@ -78,7 +79,8 @@ async fn serve_as(
     // What VFs were before outlives the machine.
     let may_have_leftovers = wires.interface_owner().may_have_leftovers() || settings.sriov_state.is_dir();
     let vfs = Arc::new(VfLender::new(lender_settings(&settings)?));
-    let means = Means { wires: Arc::clone(&wires), vnis: Arc::default(), wireguards: Arc::default(), vfs };
+    let (vnis, wireguards, holders) = (Arc::default(), Arc::default(), Holders::default());
+    let means = Means { wires: Arc::clone(&wires), vnis, wireguards, holders, vfs };
     let handler = MeshForwarder::new(means, hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;

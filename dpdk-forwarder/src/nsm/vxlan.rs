@@ -96,7 +96,7 @@ impl Vxlan {
             )));
         }
         if vni > VNI_MAX {
-            return Err(Status::invalid_argument(format!("{VNI}: {vni} has more than 24 bits")));
+            return Err(too_long(vni));
         }
         if remote.is_ipv4() != site.address.is_ipv4() {
             return Err(Status::invalid_argument(format!("{address}: {remote} is not reached from {}", site.address)));
@@ -108,14 +108,27 @@ impl Vxlan {
 /// The tunnels of this node: the number of each, and the connection that has it. The kernel has one tunnel of a number,
 /// whichever node it leads to.
 #[derive(Default)]
-pub(super) struct Vnis(Mutex<BTreeMap<u32, String>>);
+pub(super) struct Vnis(Mutex<BTreeMap<u32, Taken>>);
+
+/// A number is of a connection.
+struct Taken {
+    id: String,
+    /// Whether it was more than asked for.
+    is_made: bool,
+}
 
 impl Vnis {
-    /// A number that no other connection has; one that this connection says it has stays.
+    /// A number that no other connection has; one that this connection says it has stays. One that it was given before, and nothing was made
+    /// with, is free again: nobody collects numbers by asking.
     fn take(&self, id: &str, known: Option<u32>, even: bool) -> Result<u32, Status> {
+        if let Some(vni) = known.filter(|vni| *vni > VNI_MAX) {
+            return Err(too_long(vni));
+        }
         let mut taken = self.lock();
+        taken.retain(|_, of| of.is_made || of.id != id);
+        let asked_for = || Taken { id: id.to_owned(), is_made: false };
         if let Some(vni) = known
-            && taken.entry(vni).or_insert_with(|| id.to_owned()).as_str() == id
+            && taken.entry(vni).or_insert_with(asked_for).id == id
         {
             return Ok(vni);
         }
@@ -124,37 +137,39 @@ impl Vnis {
             let random = new_id().get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or_default();
             let vni = (random & (VNI_MAX & !1)) | u32::from(!even);
             if vni > 1 && !taken.contains_key(&vni) {
-                taken.insert(vni, id.to_owned());
+                taken.insert(vni, asked_for());
                 return Ok(vni);
             }
         }
         Err(Status::resource_exhausted("no number for a tunnel is free"))
     }
 
-    /// Another number for a connection, whose own was taken by somebody that we do not know.
-    pub(super) fn take_another(&self, id: &str, mechanism: &mut Mechanism) {
-        mechanism.parameters.remove(VNI);
-        self.give_back(id);
+    /// A tunnel of this number, which either forwarder has chosen, is made for a connection, unless another one has it. Those of before stay
+    /// until the connection is settled.
+    pub(super) fn claim(&self, id: &str, vni: u32) -> bool {
+        let mut taken = self.lock();
+        let of = taken.entry(vni).or_insert_with(|| Taken { id: id.to_owned(), is_made: true });
+        of.is_made |= of.id == id;
+        of.id == id
     }
 
-    /// A connection has the number that the other forwarder has chosen, unless another one has it.
-    pub(super) fn claim(&self, id: &str, vni: u32) -> bool {
-        self.lock().entry(vni).or_insert_with(|| id.to_owned()).as_str() == id
+    /// A connection has the tunnel of this number, and no other one.
+    pub(super) fn settle(&self, id: &str, vni: Option<u32>) {
+        self.lock().retain(|number, of| of.id != id || Some(*number) == vni);
     }
 
     /// Whether a connection has one.
     pub(super) fn has(&self, id: &str) -> bool {
-        self.lock().values().any(|owner| owner == id)
+        self.lock().values().any(|of| of.id == id)
     }
 
-    /// The tunnel of a connection, if it has one, is there no more.
-    pub(super) fn give_back(&self, id: &str) {
-        self.lock().retain(|_, owner| owner != id);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Taken>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn too_long(vni: u32) -> Status {
+    Status::invalid_argument(format!("{VNI}: {vni} has more than 24 bits"))
 }
 
 /// What a parameter says.
@@ -178,7 +193,7 @@ pub(super) const DST_PORT: &str = "dst_port";
 /// What an address was before a proxy between domains changed it.
 const ORIG_SRC_IP: &str = "orig_src_ip";
 const ORIG_DST_IP: &str = "orig_dst_ip";
-const VNI: &str = "vni";
+pub(super) const VNI: &str = "vni";
 /// The parameter that says what a tunnel carries.
 pub(super) const MTU: &str = "MTU";
 const PORT: u16 = super::settings::VXLAN_PORT;
@@ -224,7 +239,7 @@ mod tests {
         proxied.parameters.insert(ORIG_DST_IP.to_owned(), "8.0.0.1".to_owned());
         let odd: u32 = parameter(&high.answer("d", &proxied, &vnis).unwrap(), VNI).unwrap();
         assert_eq!(odd % 2, 1);
-        vnis.give_back("c");
+        vnis.settle("c", None);
         assert_eq!(vnis.lock().len(), 201);
     }
 
@@ -236,8 +251,34 @@ mod tests {
         claimed.parameters.insert(VNI.to_owned(), first.parameters[VNI].clone());
         let second = there.answer("b", &claimed, &vnis).unwrap();
         assert_ne!(second.parameters[VNI], first.parameters[VNI]);
-        vnis.give_back("b");
+        vnis.settle("b", None);
         assert_eq!(there.answer("a", &first, &vnis).unwrap(), first);
+    }
+
+    #[test]
+    fn a_connection_has_the_number_of_its_tunnel_and_one_that_it_asks_for_however_often_it_asks() {
+        let (there, vnis) = (site("10.0.0.9"), Vnis::default());
+        let ask = |vni: u32| {
+            let mut asked = site("10.0.0.1").preference();
+            asked.parameters.insert(VNI.to_owned(), vni.to_string());
+            there.answer("a", &asked, &vnis)
+        };
+        let numbers = || vnis.lock().keys().copied().collect::<Vec<_>>();
+        ask(7).unwrap();
+        assert!(vnis.claim("a", 7));
+        for vni in 100..200 {
+            ask(vni).unwrap();
+        }
+        assert_eq!(numbers(), [7, 199]);
+        // Its tunnel is changed, and the one of before is there until that is done.
+        assert!(vnis.claim("a", 199));
+        ask(200).unwrap();
+        assert_eq!(numbers(), [7, 199, 200]);
+        vnis.settle("a", Some(199));
+        assert_eq!(numbers(), [199]);
+        assert!(vnis.claim("b", 7) && !vnis.claim("b", 199));
+        assert_eq!(ask(VNI_MAX + 1).unwrap_err().code(), tonic::Code::InvalidArgument);
+        assert_eq!(numbers(), [7, 199]);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use tonic::Status;
 
 use super::end::{EndKind, NAME, TOKEN, is_tunnel_of, unsupported};
 use super::joint::Means;
-use super::vxlan::{MTU, TunnelSite, Vnis};
+use super::reservation::Reservation;
+use super::vxlan::{MTU, TunnelSite, VNI, Vnis};
 use super::wireguard::WIREGUARD;
 
 /// How a client wants its end.
@@ -22,6 +23,8 @@ pub(super) struct ClientWish {
     pub(super) file: Option<Arc<OwnedFd>>,
     /// What no other connection of it has.
     pub(super) only: Option<ClientEnd>,
+    /// What its tunnel, or the one to its endpoint, has of us.
+    pub(super) reservation: Reservation,
 }
 
 /// What a client has by one connection only.
@@ -41,6 +44,7 @@ pub(super) enum ClientEnd {
 impl ClientWish {
     /// The first of what the client wants that we can have, or what the connection has already.
     pub(super) async fn read(call: &Call, site: Option<&TunnelSite>, means: &Means) -> Result<Self, Status> {
+        let reservation = means.reserve(&call.connection.id);
         let is_tunnel = |mechanism: &Mechanism| is_tunnel_of(mechanism, &call.connection.payload) && site.is_some();
         let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
         let mechanism = call.connection.mechanism.as_ref();
@@ -52,7 +56,7 @@ impl ClientWish {
                 WIREGUARD => means.wireguards.answer(id, &mechanism, site)?,
                 _ => site.answer(id, &mechanism, &means.vnis)?,
             };
-            return Ok(Self { kind: None, mechanism, file: None, only: None });
+            return Ok(Self { kind: None, mechanism, file: None, only: None, reservation });
         }
         let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
@@ -62,12 +66,12 @@ impl ClientWish {
         } else {
             file.as_ref().filter(|_| kind == EndKind::Kernel).and_then(|file| interface(call, &mechanism, file))
         };
-        Ok(Self { kind: Some(kind), mechanism, file, only })
+        Ok(Self { kind: Some(kind), mechanism, file, only, reservation })
     }
 
-    /// The tunnel gets another number: its own is that of a tunnel that we did not know of.
+    /// The tunnel gets another number: its own is that of a tunnel that we did not know of, and stays taken for now.
     pub(super) fn renumber(&mut self, id: &str, site: &TunnelSite, vnis: &Vnis) -> Result<(), Status> {
-        vnis.take_another(id, &mut self.mechanism);
+        self.mechanism.parameters.remove(VNI);
         self.mechanism = site.answer(id, &self.mechanism, vnis)?;
         Ok(())
     }
