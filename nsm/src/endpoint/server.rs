@@ -93,7 +93,13 @@ impl Handler for KernelEndpoint {
         let files = files.ok_or_else(|| {
             Status::failed_precondition("a namespace cannot be passed over TCP: connect to the endpoint's Unix socket")
         })?;
-        let context = connection.context.get_or_insert_default().ip_context.get_or_insert_default();
+        let context = connection.context.get_or_insert_default();
+        if let Some(ethernet) = &mut context.ethernet_context {
+            // Our end, and the network that the ends of VFs are in, are not the client's to choose.
+            ethernet.dst_mac.clear();
+            ethernet.vlan_tag = 0;
+        }
+        let context = context.ip_context.get_or_insert_default();
         lock(&self.ipam).assign(&connection.id, context)?;
         connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service, beside_vf));
         // We call nobody: what lies behind was another's.

@@ -17,6 +17,7 @@ use crate::identity::{Identity, IdentitySource};
 use crate::monitor::Follower;
 use crate::path::Place;
 use crate::proto::connection::{Connection, Mechanism, State};
+use crate::proto::connectioncontext::EthernetContext;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::service::{ConnectionServer, INODE_URL, MechanismFiles, NextHop};
 use crate::test_process::TestProcess;
@@ -111,6 +112,20 @@ async fn what_it_does_not_have_is_refused_and_takes_no_address() {
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().starts_with("cannot support any of the requested mechanism"), "{refused}");
     ask(&hop, first("b"), "KERNEL").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_chooses_the_address_of_its_own_interface_and_neither_ours_nor_the_vlan() {
+    let directory = tempfile::tempdir().unwrap();
+    let mesh = Mesh::new(directory.path()).await;
+    let hop = mesh.dial().await;
+    let mut connection = first("a");
+    let src_mac = "02:00:00:00:00:01".to_owned();
+    let wanted = EthernetContext { src_mac: src_mac.clone(), dst_mac: "02:00:00:00:00:02".to_owned(), vlan_tag: 7 };
+    connection.context.get_or_insert_default().ethernet_context = Some(wanted);
+    let answer = ask(&hop, connection, "KERNEL").await.unwrap();
+    let told = answer.context.unwrap().ethernet_context;
+    assert_eq!(told, Some(EthernetContext { src_mac, ..EthernetContext::default() }));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 
 use super::super::interface::InterfacePlace;
 use super::super::namespaces::namespaces;
+use super::netdev::Presence;
 use super::record::{Records, UsedVf};
 use super::{SriovConfig, VfForm, VfLink, netdev};
 
@@ -53,6 +54,10 @@ struct Used {
 /// A VF is of a connection.
 struct Claim {
     connection: String,
+    /// By which it was asked for.
+    token: String,
+    /// When the lease began under which it was made; none: it is not made yet.
+    since: Option<u64>,
     parameters: BTreeMap<String, String>,
 }
 
@@ -86,20 +91,42 @@ impl VfLender {
         Ok(is_new)
     }
 
-    /// One connection has it. One of a forwarder that was killed has it no more.
+    /// One connection has it, unless its token is void: the pod that was given the VF next has a lease of the same name. One of a forwarder
+    /// that was killed has it no more.
     fn claim(&self, link: &VfLink) -> Result<(), Status> {
         let mut used = self.used();
+        let is_good = |token: &str| matches!(self.tokens.lease_of(token), Ok(Some(lease)) if lease == link.lease);
         match used.claims.get(&link.lease) {
-            Some(claim) if claim.connection != link.connection => Err(Status::failed_precondition(format!(
-                "the VF of this tokenID ({}) is that of another connection, {}: close that first",
-                link.lease, claim.connection
-            ))),
-            Some(_) => Ok(()),
-            None => {
-                let claim = Claim { connection: link.connection.clone(), parameters: BTreeMap::new() };
-                used.claims.insert(link.lease.clone(), claim);
+            Some(claim) if claim.connection == link.connection && claim.token == link.end.token => return Ok(()),
+            Some(claim)
+                if claim.connection != link.connection && (is_good(&claim.token) || !is_good(&link.end.token)) =>
+            {
+                return Err(of_another(link, claim));
+            }
+            _ => {}
+        }
+        let (connection, token) = (link.connection.clone(), link.end.token.clone());
+        let claim = Claim { connection, token, since: None, parameters: BTreeMap::new() };
+        used.claims.insert(link.lease.clone(), claim);
+        Ok(())
+    }
+
+    /// What a connection has made under one lease, it does not go on with under the next one.
+    fn keep_lease(&self, link: &VfLink, lease: &v1::Lease) -> Result<(), Status> {
+        let mut used = self.used();
+        match used.claims.get_mut(&link.lease) {
+            Some(claim) if claim.connection != link.connection => Err(of_another(link, claim)),
+            Some(claim) if claim.since.is_some_and(|since| since != lease.since) => {
+                Err(Status::failed_precondition(format!(
+                    "the lease {} under which this connection has its VF has ended, and another one has begun: ask with the token of that",
+                    link.lease
+                )))
+            }
+            Some(claim) => {
+                claim.since = Some(lease.since);
                 Ok(())
             }
+            None => Err(Status::unavailable("the connection was closed meanwhile")),
         }
     }
 
@@ -111,51 +138,51 @@ impl VfLender {
             ))
         })?;
         self.check(link, &vf)?;
+        let lease = vf.lease.clone().unwrap_or_default();
+        self.keep_lease(link, &lease)?;
         let record = self.with_records(|records| records.of(&vf.address))?;
-        let before = match record {
-            // Of this connection, by a forwarder that was killed.
-            Some(record) if record.connection == link.connection && record.before.id == link.lease => record.before,
+        let is_own = |record: &UsedVf| record.connection == link.connection && record.is_under(&lease);
+        let (before, interface) = match record {
+            // Of this connection, perhaps by a forwarder that was killed.
+            Some(record) if is_own(&record) => (record.before, record.interface),
             Some(record) => {
                 self.give_back(&record, None)?;
                 let again = self.find(&link.lease)?.and_then(|vf| vf.lease);
-                again.ok_or_else(|| Status::unavailable(format!("the lease {} has just ended", link.lease)))?
+                let again =
+                    again.ok_or_else(|| Status::unavailable(format!("the lease {} has just ended", link.lease)))?;
+                (again, String::new())
             }
-            None => vf.lease.clone().unwrap_or_default(),
+            None => (lease, String::new()),
         };
         let alias = link.alias();
-        let is_there = match &link.end.form {
+        let presence = match &link.end.form {
             VfForm::Kernel { place, .. } => {
-                netdev::is_at(place, &alias).map_err(|error| failed(link, "look at", &error))?
+                netdev::look_at(place, &alias).map_err(|error| failed(link, "look at", &error))?
             }
-            VfForm::Vfio => false,
+            VfForm::Vfio => Presence::None,
         };
         let driver = match link.end.form {
             VfForm::Kernel { .. } => v1::Driver::Kernel,
             VfForm::Vfio => v1::Driver::VfioPci,
         };
         let kept = before.attributes.clone().unwrap_or_default();
-        let vlan = v1::Vlan { id: link.end.vlan, ..v1::Vlan::default() };
         let attributes = v1::Attributes {
             mac: Some(link.end.mac.to_string()),
-            vlan: if link.end.vlan == 0 { kept.vlan } else { Some(vlan) },
+            vlan: vlan(link, kept.vlan)?,
             // Of an interface, which gets it in its namespace.
             mtu: None,
             ..kept
         };
-        let alias_kept = if driver == v1::Driver::Kernel { alias.clone() } else { String::new() };
-        let mut used =
-            UsedVf { connection: link.connection.clone(), alias: alias_kept, interface: String::new(), before };
-        if is_there {
-            used.interface =
-                self.with_records(|records| records.of(&vf.address))?.map_or(String::new(), |used| used.interface);
-        }
+        let (alias_kept, interface) =
+            if driver == v1::Driver::Kernel { (alias.clone(), interface) } else { (String::new(), String::new()) };
+        let mut used = UsedVf { connection: link.connection.clone(), alias: alias_kept, interface, before };
         // First of all: whoever comes after us must know of it.
         self.with_records(|records| records.put(&used))?;
         let vf = self.change(&used.before, driver, attributes)?;
         let mut parameters = BTreeMap::from([(PCI_ADDRESS.to_owned(), vf.address.clone())]);
         match &link.end.form {
             VfForm::Vfio => parameters.extend(self.vfio_parameters(&vf)?),
-            VfForm::Kernel { place, mtu } if !is_there => {
+            VfForm::Kernel { place, mtu } if presence == Presence::None => {
                 used.interface = self.interface_of(&vf)?;
                 self.with_records(|records| records.put(&used))?;
                 netdev::bring(&used.interface, place, &alias, link.end.mac, *mtu)
@@ -163,7 +190,7 @@ impl VfLender {
             }
             VfForm::Kernel { .. } => {}
         }
-        Ok((!is_there, parameters))
+        Ok((presence != Presence::AtPlace, parameters))
     }
 
     /// What the file of tokens says of it.
@@ -247,8 +274,8 @@ impl VfLender {
         if !used.alias.is_empty() && !used.interface.is_empty() {
             bring_home(used, place).map_err(|error| internal("bring home the interface", &error))?;
         }
-        // A lease that ended meanwhile took all with it.
-        let now = self.find(&used.before.id)?.and_then(|vf| vf.lease);
+        // A lease that ended meanwhile took all with it, and one of the same name may have come in its place.
+        let now = self.find(&used.before.id)?.and_then(|vf| vf.lease).filter(|now| used.is_under(now));
         if let Some(now) =
             now.filter(|now| now.attributes != used.before.attributes || now.driver != used.before.driver)
         {
@@ -384,6 +411,26 @@ fn bring_home(used: &UsedVf, place: Option<&InterfacePlace>) -> Result<(), Netli
         }
     }
     Ok(())
+}
+
+/// The VLAN that the endpoint asks for. What the operator has put into one does not get out of that by a connection.
+fn vlan(link: &VfLink, kept: Option<v1::Vlan>) -> Result<Option<v1::Vlan>, Status> {
+    match (kept, link.end.vlan) {
+        (kept, 0) => Ok(kept),
+        (Some(kept), id) if kept.id == id => Ok(Some(kept)),
+        (Some(kept), id) if kept.id != 0 => Err(Status::permission_denied(format!(
+            "the connection asks for VLAN {id} (vlan_tag), and the VF of {} is in VLAN {}, by the attributes of its resource: change either",
+            link.lease, kept.id
+        ))),
+        (_, id) => Ok(Some(v1::Vlan { id, ..v1::Vlan::default() })),
+    }
+}
+
+fn of_another(link: &VfLink, claim: &Claim) -> Status {
+    Status::failed_precondition(format!(
+        "the VF of this tokenID ({}) is that of another connection, {}: close that first",
+        link.lease, claim.connection
+    ))
 }
 
 fn failed(link: &VfLink, tried: &str, error: &NetlinkError) -> Status {

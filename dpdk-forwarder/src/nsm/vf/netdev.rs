@@ -14,13 +14,30 @@ use nix::errno::Errno;
 
 use super::super::interface::InterfacePlace;
 
-/// Whether an interface of this alias is at its place already.
-pub(super) fn is_at(place: &InterfacePlace, alias: &str) -> Result<bool, NetlinkError> {
+/// Whether an interface is where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// As it was left.
+    AtPlace,
+    /// The pod had renamed it. It has its name again, and lost what goes with being down.
+    Renamed,
+    /// It is not in this namespace.
+    None,
+}
+
+/// Whether an interface of this alias is at its place already. One that the pod has renamed gets its name back.
+pub(super) fn look_at(place: &InterfacePlace, alias: &str) -> Result<Presence, NetlinkError> {
     let netns = NetNsSpec::Open(place.netns.clone()).open()?;
-    netns.run(|| match Link::named(&mut Netlink::open()?, place.name.as_str()) {
-        Ok(link) => Ok(link.alias.as_deref() == Some(alias)),
-        Err(refusal) if refusal.errno == Errno::ENODEV => Ok(false),
-        Err(refusal) => Err(refusal),
+    netns.run(|| {
+        let mut netlink = Netlink::open()?;
+        let Some(link) = find(&mut netlink, alias)? else { return Ok(Presence::None) };
+        if link.name == place.name.as_str() {
+            return Ok(Presence::AtPlace);
+        }
+        netlink.request(down_request(link.index))?;
+        let renamed = set(&mut netlink, link.index, vec![LinkAttribute::IfName(place.name.to_string())]);
+        netlink.request(up_request(link.index))?;
+        renamed.map(|()| Presence::Renamed)
     })?
 }
 
@@ -129,3 +146,42 @@ fn down_request(index: u32) -> Request {
 const ANY_NAME: &str = "vf%d";
 const UP_MAX: Duration = Duration::from_secs(4);
 const UP_POLL: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use ferrule_dataplane::port::kernel::create_tun;
+    use ferrule_dataplane::spec::{KernelSpec, OpenNetNs};
+
+    use super::*;
+
+    #[test]
+    fn an_interface_that_the_pod_has_renamed_gets_its_name_back() {
+        let Ok(netns) = NetNs::private() else {
+            return println!("skipped: a renamed interface: a namespace of its own");
+        };
+        let netns = OpenNetNs::try_from(OwnedFd::from(netns)).unwrap();
+        let place = InterfacePlace { netns: netns.clone(), name: "nsm-1".parse().unwrap() };
+        let netns = NetNsSpec::Open(netns);
+        let spec = KernelSpec { netns: Some(netns.clone()), ..KernelSpec::new(place.name.clone()) };
+        let _device = match create_tun(&spec) {
+            Ok(device) => device,
+            Err(error) => return println!("skipped: a renamed interface: no TUN device ({error})"),
+        };
+        let change = |from: &str, attribute: LinkAttribute| {
+            let changed = netns.open().unwrap().run(|| {
+                let mut netlink = Netlink::open()?;
+                let index = Link::named(&mut netlink, from)?.index;
+                set(&mut netlink, index, vec![attribute])
+            });
+            changed.unwrap().unwrap();
+        };
+        change("nsm-1", LinkAttribute::IfAlias("ours".to_owned()));
+        assert_eq!(look_at(&place, "ours").unwrap(), Presence::AtPlace);
+        change("nsm-1", LinkAttribute::IfName("x".to_owned()));
+        assert_eq!(look_at(&place, "another").unwrap(), Presence::None);
+        assert_eq!(look_at(&place, "ours").unwrap(), Presence::Renamed);
+        assert_eq!(look_at(&place, "ours").unwrap(), Presence::AtPlace);
+    }
+}

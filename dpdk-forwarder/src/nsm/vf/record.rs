@@ -104,6 +104,11 @@ impl Records {
 }
 
 impl UsedVf {
+    /// Whether the VF was lent by this lease. The next one for the same pod's resource and the same VF has its name.
+    pub(super) fn is_under(&self, lease: &v1::Lease) -> bool {
+        (&self.before.id, self.before.since) == (&lease.id, lease.since)
+    }
+
     fn text(&self) -> io::Result<Vec<u8>> {
         let before = self.before.encode_to_vec();
         let line = Line {

@@ -15,7 +15,7 @@ use super::*;
 const OWNER: &str = "device-plugin";
 const NAME: &str = "worker.domain/10G";
 
-/// A node whose plugin has given its first VF to a pod, on the kernel's driver and in a VLAN.
+/// A node whose plugin has given its first VF to a pod, on the kernel's driver.
 struct Site {
     node: FakeNode,
     manager: Daemon,
@@ -23,10 +23,16 @@ struct Site {
     directory: tempfile::TempDir,
     lease: String,
     token: String,
+    /// What the operator has put the VF into; 0: none.
+    vlan: u32,
 }
 
 impl Site {
     async fn start() -> Self {
+        Self::start_in(0).await
+    }
+
+    async fn start_in(vlan: u32) -> Self {
         let node = FakeNode::new(1, 7);
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vf.sock");
@@ -50,18 +56,8 @@ impl Site {
         let vf = node.vf(0, 0).to_string();
         let claim = v1::ClaimRequest { owner: OWNER.to_owned(), pools: Vec::new(), vfs: vec![vf.clone()] };
         client.claim(claim).await.unwrap();
-        let lease = format!("{NAME}@{vf}");
-        let vlan = v1::Vlan { id: 5, ..v1::Vlan::default() };
-        let attributes = v1::Attributes { vlan: Some(vlan), trust: Some(true), ..v1::Attributes::default() };
-        let request = v1::AcquireRequest {
-            id: lease.clone(),
-            tenant: "pod default/one".to_owned(),
-            vf,
-            driver: v1::Driver::Kernel.into(),
-            attributes: Some(attributes),
-            owner: OWNER.to_owned(),
-            ..v1::AcquireRequest::default()
-        };
+        let request = request(&vf, vlan);
+        let lease = request.id.clone();
         let vf = client.acquire(request).await.unwrap().into_inner().vf.unwrap();
         let token = Tokens::at(directory.path().join("tokens")).issue(&lease).unwrap();
         let class = node.sysfs().path("sys/class");
@@ -71,7 +67,27 @@ impl Site {
             fs::create_dir_all(class.join(&device)).unwrap();
             fs::write(class.join(device).join("dev"), number).unwrap();
         }
-        Self { node, manager, client, directory, lease, token }
+        Self { node, manager, client, directory, lease, token, vlan }
+    }
+
+    /// The pod has gone, and its VF is the next one's.
+    async fn next_pod(&mut self, vlan: u32) {
+        let before = self.since().await;
+        self.vlan = vlan;
+        let until = Instant::now() + Duration::from_mins(1);
+        // Leases are told apart by seconds.
+        while self.since().await == before {
+            assert!(Instant::now() < until, "all leases began at {before:?}");
+            let release = v1::ReleaseRequest { lease: self.lease.clone(), ..v1::ReleaseRequest::default() };
+            self.client.release(release).await.unwrap();
+            self.client.acquire(request(&self.node.vf(0, 0).to_string(), vlan)).await.unwrap();
+        }
+        self.token = Tokens::at(self.directory.path().join("tokens")).issue(&self.lease).unwrap();
+    }
+
+    async fn since(&mut self) -> Option<u64> {
+        let list = self.client.list(v1::ListRequest::default()).await.unwrap().into_inner();
+        list.vfs.into_iter().find_map(|vf| vf.lease.filter(|lease| lease.id == self.lease)).map(|lease| lease.since)
     }
 
     fn lender_with(&self, config: Option<SriovConfig>) -> Arc<VfLender> {
@@ -112,7 +128,7 @@ impl Site {
 
     async fn is_as_before(&mut self) {
         let tenant = "pod default/one".to_owned();
-        assert_eq!(self.lent().await, Some((v1::Driver::Kernel, String::new(), 5, true, tenant)));
+        assert_eq!(self.lent().await, Some((v1::Driver::Kernel, String::new(), self.vlan, true, tenant)));
         let left: Vec<_> = fs::read_dir(self.directory.path().join("vfs")).unwrap().collect();
         assert_eq!(left.len(), 1, "the lock alone: {left:?}");
     }
@@ -138,15 +154,65 @@ async fn a_vf_is_what_its_connection_wants_and_its_pods_as_before_when_that_ends
         ("deviceMinor", "3"),
     ];
     assert_eq!(told, wanted.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
-    // The VLAN of the plugin's own is kept where the connection wants none.
     let refused = site.make(&lender, "b", 0).await.unwrap_err();
     assert!(refused.message().contains("another connection, a"), "{refused}");
     assert_eq!(site.lent().await.unwrap().2, 7, "who was refused changes nothing");
     remove(&lender, link).await;
     site.is_as_before().await;
     let link = site.make(&lender, "b", 0).await.unwrap();
-    assert_eq!(site.lent().await, Some((v1::Driver::VfioPci, mac, 5, true, pod)));
+    assert_eq!(site.lent().await, Some((v1::Driver::VfioPci, mac, 0, true, pod)));
     remove(&lender, link).await;
+    site.is_as_before().await;
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_that_the_operator_has_put_into_a_vlan_stays_there() {
+    let mut site = Site::start_in(5).await;
+    let lender = site.lender();
+    let refused = site.make(&lender, "a", 7).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("VLAN 7") && refused.message().contains("VLAN 5"), "{refused}");
+    site.is_as_before().await;
+    for asked in [0, 5] {
+        let link = site.make(&lender, "a", asked).await.unwrap();
+        assert_eq!(site.lent().await.unwrap().2, 5);
+        remove(&lender, link).await;
+        site.is_as_before().await;
+    }
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pod_has_its_vf_whatever_a_connection_of_the_one_before_was_and_keeps_what_it_has() {
+    let mut site = Site::start().await;
+    let lender = site.lender();
+    let before = site.make(&lender, "a", 7).await.unwrap();
+    // It was killed, and has closed nothing.
+    site.next_pod(9).await;
+    let again = spawn_blocking({
+        let (lender, before) = (Arc::clone(&lender), before.clone());
+        move || before.make(&lender)
+    });
+    assert_eq!(again.await.unwrap().unwrap_err().code(), Code::FailedPrecondition, "its client asks again");
+    assert_eq!(site.lent().await.unwrap().2, 9);
+    let link = site.make(&lender, "b", 0).await.unwrap();
+    let made = site.lent().await;
+    assert_eq!(made.as_ref().map(|lent| (lent.0, lent.2)), Some((v1::Driver::VfioPci, 9)));
+    // Its time is over.
+    remove(&lender, before).await;
+    assert_eq!(site.lent().await, made);
+    remove(&lender, link).await;
+    site.is_as_before().await;
+
+    // The next one has no connection, and the one before it is closed by its time, or by the forwarder that comes next.
+    let before = site.make(&lender, "c", 0).await.unwrap();
+    site.next_pod(11).await;
+    remove(&lender, before).await;
+    site.is_as_before().await;
+    drop((site.make(&lender, "d", 0).await.unwrap(), lender, "killed"));
+    site.next_pod(12).await;
+    assert_eq!(left(&site.lender(), |_| Some(())).await, 1);
     site.is_as_before().await;
     site.manager.stop().await;
 }
@@ -183,7 +249,7 @@ async fn what_a_killed_forwarder_has_changed_is_given_back_unless_it_is_asked_fo
     drop(next);
     let next = site.lender();
     let link = site.make(&next, "b", 0).await.unwrap();
-    assert_eq!(site.lent().await.unwrap().2, 5);
+    assert_eq!(site.lent().await.unwrap().2, 0);
     remove(&next, link).await;
     site.is_as_before().await;
     site.manager.stop().await;
@@ -214,6 +280,20 @@ async fn a_token_that_the_configuration_does_not_name_is_refused() {
     assert!(refused.message().contains(NAME), "{refused}");
     assert_eq!(site.lent().await.unwrap().0, v1::Driver::Kernel);
     site.manager.stop().await;
+}
+
+/// As the plugin asks for a pod.
+fn request(vf: &str, vlan: u32) -> v1::AcquireRequest {
+    let vlan = (vlan != 0).then(|| v1::Vlan { id: vlan, ..v1::Vlan::default() });
+    v1::AcquireRequest {
+        id: format!("{NAME}@{vf}"),
+        tenant: "pod default/one".to_owned(),
+        vf: vf.to_owned(),
+        driver: v1::Driver::Kernel.into(),
+        attributes: Some(v1::Attributes { vlan, trust: Some(true), ..v1::Attributes::default() }),
+        owner: OWNER.to_owned(),
+        ..v1::AcquireRequest::default()
+    }
 }
 
 async fn remove(lender: &Arc<VfLender>, link: VfLink) {
