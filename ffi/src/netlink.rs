@@ -69,6 +69,16 @@ impl Netlink {
         Ok(answers)
     }
 
+    /// Asks for those objects of a kind that the message describes. A kernel before 4.20 tells all of them: whoever asks has to look.
+    pub fn dump_some(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let is_strict = self.socket.set_netlink_get_strict_chk(true).is_ok();
+        let found = self.dump(message);
+        if is_strict {
+            self.socket.set_netlink_get_strict_chk(false)?;
+        }
+        found
+    }
+
     /// Asks for every object of a kind.
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let sequence = self.sequence;
@@ -187,6 +197,8 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 mod tests {
     use std::num::NonZeroI32;
 
+    use netlink_packet_route::AddressFamily;
+    use netlink_packet_route::address::AddressMessage;
     use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
     use super::*;
@@ -209,6 +221,23 @@ mod tests {
         let lo = LinkAttribute::IfName("lo".to_owned());
         let is_lo = |link: &RouteNetlinkMessage| matches!(link, RouteNetlinkMessage::NewLink(link) if link.attributes.contains(&lo));
         assert!(links.iter().any(is_lo), "{links:?}");
+    }
+
+    #[test]
+    fn some_of_a_kind_are_asked_for_and_no_others_come() {
+        let mut netlink = Netlink::open().unwrap();
+        let all = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).unwrap();
+        let index = |object: &RouteNetlinkMessage| match object {
+            RouteNetlinkMessage::NewAddress(address) => Some(address.header.index),
+            _ => None,
+        };
+        let Some(first) = all.iter().find_map(index) else { return println!("skipped: no interface has an address") };
+        let mut wanted = AddressMessage::default();
+        (wanted.header.family, wanted.header.index) = (AddressFamily::Inet, first);
+        let some = netlink.dump_some(RouteNetlinkMessage::GetAddress(wanted)).unwrap();
+        assert!(some.iter().all(|object| index(object) == Some(first)), "{some:?}");
+        let again = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).unwrap();
+        assert_eq!(again.len(), all.len(), "others are asked for everything again");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use ferrule_nsm::files::Inode;
 use ferrule_nsm::monitor::Follower;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
-use ferrule_nsm::registry::FoundEndpoint;
+use ferrule_nsm::registry::{FoundEndpoint, Lookup};
 use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop};
 use ferrule_nsm::transport::{Address, Peer};
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -316,9 +316,30 @@ impl MeshForwarder {
 
     /// Asks the candidates one after the other until one is joined with the client.
     async fn ask_all(&self, call: &mut Call, asked: &mut ClientWish, until: Instant) -> Result<Connection, Status> {
-        let Candidates { endpoints, payload } = Box::pin(self.hops.candidates(&call.connection)).await?;
+        let known = Box::pin(self.hops.candidates(&call.connection, Lookup::Known)).await?;
+        let done = Box::pin(self.ask_each(&known, call, asked, until)).await;
+        match done {
+            // Who is known may have gone a moment ago, and another one be there instead.
+            Err(status) if status.code() == Code::Unavailable => {
+                let now = Box::pin(self.hops.candidates(&call.connection, Lookup::Anew)).await;
+                match now.ok().filter(|now| now.differ_from(&known)) {
+                    Some(now) => Box::pin(self.ask_each(&now, call, asked, until)).await,
+                    None => Err(status),
+                }
+            }
+            done => done,
+        }
+    }
+
+    async fn ask_each(
+        &self,
+        Candidates { endpoints, payload }: &Candidates,
+        call: &mut Call,
+        asked: &mut ClientWish,
+        until: Instant,
+    ) -> Result<Connection, Status> {
         if let Some(payload) = payload {
-            call.connection.payload = payload;
+            call.connection.payload.clone_from(payload);
         }
         let mut failures = String::new();
         let mut last = Status::unavailable("no endpoint was asked");

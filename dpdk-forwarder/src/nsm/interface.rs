@@ -61,8 +61,9 @@ enum InterfaceStep {
 }
 
 impl InterfacePlace {
-    /// Makes a new interface, or one that an earlier forwarder has left, what it should be.
-    pub(super) fn set_up(&self, should: &InterfaceState) -> Result<(), InterfaceError> {
+    /// Makes an interface what it should be: one that was just made, of which nothing has to be asked, or one that may have something
+    /// already, as those that an earlier forwarder has left.
+    pub(super) fn set_up(&self, should: &InterfaceState, is_bare: bool) -> Result<(), InterfaceError> {
         self.inside("set up", || {
             let uses_ipv6 = should.addresses.iter().any(|address| address.addr().is_ipv6());
             if uses_ipv6 {
@@ -71,6 +72,9 @@ impl InterfacePlace {
             // Whoever looks whether the link works does so with sockets that need no right but this.
             allow("ipv4", "ping_group_range", "0\t2147483647")?;
             let mut interface = OpenInterface::find(&self.name)?;
+            if is_bare {
+                return interface.change(&InterfaceState::default(), should);
+            }
             let is = interface.read()?;
             rules::retain(&mut interface.netlink, interface.index, &should.rules)?;
             interface.change(&is, should)
@@ -145,17 +149,24 @@ impl OpenInterface {
     /// What the kernel says that it has. Addresses of the link alone are the kernel's own, and neighbours come again by themselves.
     fn read(&mut self) -> Result<InterfaceState, NetlinkError> {
         let mut state = InterfaceState::default();
-        for object in self.netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
-            if let RouteNetlinkMessage::NewAddress(message) = object
-                && message.header.index == self.index
-                && message.header.scope == AddressScope::Universe
-            {
-                state.addresses.extend(address_of(&message));
+        // Of this interface alone: others of the namespace may have thousands.
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let (mut addresses, mut routes) = (AddressMessage::default(), RouteMessage::default());
+            (addresses.header.family, addresses.header.index) = (family, self.index);
+            for object in self.netlink.dump_some(RouteNetlinkMessage::GetAddress(addresses))? {
+                if let RouteNetlinkMessage::NewAddress(message) = object
+                    && message.header.index == self.index
+                    && message.header.scope == AddressScope::Universe
+                {
+                    state.addresses.extend(address_of(&message));
+                }
             }
-        }
-        for object in self.netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
-            if let RouteNetlinkMessage::NewRoute(message) = object {
-                state.routes.extend(self.route_of(&message));
+            routes.header.address_family = family;
+            routes.attributes.push(RouteAttribute::Oif(self.index));
+            for object in self.netlink.dump_some(RouteNetlinkMessage::GetRoute(routes))? {
+                if let RouteNetlinkMessage::NewRoute(message) = object {
+                    state.routes.extend(self.route_of(&message));
+                }
             }
         }
         Ok(state)

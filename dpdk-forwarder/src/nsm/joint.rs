@@ -123,12 +123,14 @@ impl Joint {
             before.remove(means)?;
         }
         let is_new = self.carrier.make(means)?;
+        // What a forwarder that was killed has left may be one of these, and a VF's interface brings along what its driver says.
+        let is_bare = is_new && before.is_none() && !means.wires.interface_owner().may_have_leftovers() && !matches!(self.carrier, Carrier::Nic(_));
         let known = before.map_or(&[][..], |before| &before.interfaces);
         for (place, should) in &self.interfaces {
             let is = known.iter().find(|(known, _)| !is_new && known == place);
             let made = match is {
                 Some((_, is)) => place.change(is, should),
-                None => place.set_up(should),
+                None => place.set_up(should, is_bare),
             };
             made.map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
@@ -146,7 +148,7 @@ impl Joint {
         }
         self.carrier.make(means)?;
         self.interfaces.iter().try_for_each(|(place, state)| {
-            place.set_up(state).map_err(|error| Status::failed_precondition(error.to_string()))
+            place.set_up(state, false).map_err(|error| Status::failed_precondition(error.to_string()))
         })
     }
 

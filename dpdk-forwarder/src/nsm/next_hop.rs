@@ -1,6 +1,6 @@
-//! Who comes next on the way of a connection: found at the registry, called over a connection that is kept.
+//! Who comes next on the way of a connection: known from the registry, which is watched, and called over a connection that is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use ferrule_nsm::proto::connection::Connection;
 use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint};
 use ferrule_nsm::registry::select::candidates;
-use ferrule_nsm::registry::{FoundEndpoint, RegistryClient};
+use ferrule_nsm::registry::{FoundEndpoint, Lookup, RegistryCache};
 use ferrule_nsm::service::{KeptHops, NextHop};
 use ferrule_nsm::transport::DialOptions;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use tonic::Status;
 
 /// Finds and calls endpoints, and managers of other nodes.
 pub(super) struct NextHops {
-    registry: Arc<RegistryClient>,
+    registry: Arc<RegistryCache>,
     kept: KeptHops,
     /// Which endpoint of a service is next.
     turns: Mutex<BTreeMap<String, usize>>,
@@ -32,27 +32,36 @@ pub(super) struct Candidates {
     pub(super) payload: Option<String>,
 }
 
+impl Candidates {
+    /// Whether one of them is reached elsewhere than all of the others.
+    pub(super) fn differ_from(&self, others: &Self) -> bool {
+        let place = |found: &FoundEndpoint| (found.endpoint.name.clone(), found.endpoint.url.clone());
+        let known: BTreeSet<_> = others.endpoints.iter().map(place).collect();
+        self.endpoints.iter().any(|found| !known.contains(&place(found)))
+    }
+}
+
 impl NextHops {
-    pub(super) fn new(registry: Arc<RegistryClient>, identity: IdentitySource, options: DialOptions) -> Self {
+    pub(super) fn new(registry: Arc<RegistryCache>, identity: IdentitySource, options: DialOptions) -> Self {
         Self { registry, kept: KeptHops::new(identity, options), turns: Mutex::default() }
     }
 
     /// Those that a connection may have: the one that it names, or those of its service.
-    pub(super) async fn candidates(&self, connection: &Connection) -> Result<Candidates, Status> {
+    pub(super) async fn candidates(&self, connection: &Connection, lookup: Lookup) -> Result<Candidates, Status> {
         let name = &connection.network_service_endpoint_name;
         if !name.is_empty() {
-            return Ok(Candidates { endpoints: vec![Box::pin(self.find(name)).await?], payload: None });
+            return Ok(Candidates { endpoints: vec![Box::pin(self.find(name, lookup)).await?], payload: None });
         }
         let service = &connection.network_service;
         let query = NetworkService { name: service.clone(), ..NetworkService::default() };
-        let found =
-            Box::pin(self.registry.find_services(query)).await?.into_iter().find(|found| found.name == *service);
+        let found = Box::pin(self.registry.find_services(query, lookup)).await?;
+        let found = found.into_iter().find(|found| found.name == *service);
         let found = found
             .filter(|_| !service.is_empty())
             .ok_or_else(|| Status::not_found(format!("network service {service} is not found")))?;
         let names = vec![service.clone()];
         let query = NetworkServiceEndpoint { network_service_names: names, ..NetworkServiceEndpoint::default() };
-        let mut all = Box::pin(self.registry.find_endpoints(query)).await?;
+        let mut all = Box::pin(self.registry.find_endpoints(query, lookup)).await?;
         let registered: Vec<_> = all.iter().map(|found| found.endpoint.clone()).collect();
         let fitting = candidates(&found, &registered, &connection.labels, SystemTime::now());
         all.retain(|found| fitting.iter().any(|fitting| fitting.name == found.endpoint.name));
@@ -65,10 +74,10 @@ impl NextHops {
     }
 
     /// The endpoint of this name.
-    pub(super) async fn find(&self, name: &str) -> Result<FoundEndpoint, Status> {
+    async fn find(&self, name: &str, lookup: Lookup) -> Result<FoundEndpoint, Status> {
         let query = NetworkServiceEndpoint { name: name.to_owned(), ..NetworkServiceEndpoint::default() };
-        let found =
-            Box::pin(self.registry.find_endpoints(query)).await?.into_iter().find(|found| found.endpoint.name == name);
+        let found = Box::pin(self.registry.find_endpoints(query, lookup)).await?;
+        let found = found.into_iter().find(|found| found.endpoint.name == name);
         found.ok_or_else(|| Status::not_found(format!("network service endpoint {name} is not found")))
     }
 
@@ -107,7 +116,7 @@ impl NextHops {
         if self.kept.is_good(next) {
             return Box::pin(next.close(below, files, until.saturating_duration_since(Instant::now()))).await;
         }
-        let Ok(found) = Box::pin(self.find(endpoint)).await else { return Ok(()) };
+        let Ok(found) = Box::pin(self.find(endpoint, Lookup::Anew)).await else { return Ok(()) };
         Box::pin(self.kept.close(&found, below, files, until)).await
     }
 
@@ -117,7 +126,7 @@ impl NextHops {
         if name.is_empty() {
             return Ok(());
         }
-        let Ok(found) = Box::pin(self.find(name)).await else { return Ok(()) };
+        let Ok(found) = Box::pin(self.find(name, Lookup::Anew)).await else { return Ok(()) };
         Box::pin(self.kept.close(&found, connection, &[], until)).await
     }
 }

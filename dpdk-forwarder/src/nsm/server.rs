@@ -10,7 +10,7 @@ use ferrule_ffi::netlink::NetlinkError;
 use ferrule_nsm::identity::{IdentitySource, SpiffeIds, WorkloadError, WorkloadSocket};
 use ferrule_nsm::monitor::Monitor;
 use ferrule_nsm::proto::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
-use ferrule_nsm::registry::{Registration, RegistryClient};
+use ferrule_nsm::registry::{Registration, RegistryCache, RegistryClient};
 use ferrule_nsm::service::ConnectionServer;
 use ferrule_nsm::transport::{
     Address, AddressError, Allowed, DialOptions, KeptConnection, ListenError, ListenLimits, Listener, server,
@@ -68,7 +68,8 @@ async fn serve_as(
     };
     let manager = KeptConnection::new(settings.connect_to.parse()?, identity.clone(), options.clone());
     let registry = Arc::new(RegistryClient::new(manager, REGISTRY_TIMEOUT));
-    let hops = NextHops::new(Arc::clone(&registry), identity.clone(), options);
+    let known = Arc::new(RegistryCache::new(Arc::clone(&registry)));
+    let hops = NextHops::new(Arc::clone(&known), identity.clone(), options);
     let events = wires.subscribe(EVENTS_MAX);
     let cannot = |error: NetlinkError| MeshError::Tunnels(error.to_string());
     let tunnels_at = match settings.tunnel_ip {
@@ -118,6 +119,7 @@ async fn serve_as(
     tokio::select! {
         served = routes.serve_with_incoming(listener.connections()) => Ok(served?),
         () = trusting => Ok(()),
+        () = known.run() => Ok(()),
         () = reaping => Ok(()),
         _ = ending => Ok(()),
     }

@@ -13,6 +13,15 @@ use super::client::{FILE_TIMEOUT, FoundEndpoint, RegistryClient};
 use super::select::{is_endpoint, is_service};
 use crate::proto::registry::{NetworkService, NetworkServiceEndpoint};
 
+/// Where an answer may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// From what was told, which may be a moment old. What is not known is asked for.
+    Known,
+    /// From the registry itself.
+    Anew,
+}
+
 /// Answers from what it has seen while it watches all of a registry, and asks the registry while it does not.
 pub struct RegistryCache {
     client: Arc<RegistryClient>,
@@ -27,16 +36,20 @@ impl RegistryCache {
     }
 
     /// The endpoints that a query means.
-    pub async fn find_endpoints(&self, query: NetworkServiceEndpoint) -> Result<Vec<FoundEndpoint>, Status> {
-        match self.endpoints.find(|found| is_endpoint(&query, &found.endpoint)) {
+    pub async fn find_endpoints(
+        &self,
+        query: NetworkServiceEndpoint,
+        lookup: Lookup,
+    ) -> Result<Vec<FoundEndpoint>, Status> {
+        match self.endpoints.find(lookup, |found| is_endpoint(&query, &found.endpoint)) {
             Some(found) => Ok(found),
             None => self.client.find_endpoints(query).await,
         }
     }
 
     /// The services that a query means.
-    pub async fn find_services(&self, query: NetworkService) -> Result<Vec<NetworkService>, Status> {
-        match self.services.find(|service| is_service(&query, service)) {
+    pub async fn find_services(&self, query: NetworkService, lookup: Lookup) -> Result<Vec<NetworkService>, Status> {
+        match self.services.find(lookup, |service| is_service(&query, service)) {
             Some(found) => Ok(found),
             None => self.client.find_services(query).await,
         }
@@ -156,14 +169,15 @@ impl<V> Default for KnownTable<V> {
 }
 
 impl<V> KnownTable<V> {
-    /// What fits, if all is known.
-    fn find(&self, fits: impl Fn(&V) -> bool) -> Option<Vec<V>>
+    /// What fits, if all is known and something fits: what was registered a moment ago may not have been told yet.
+    fn find(&self, lookup: Lookup, fits: impl Fn(&V) -> bool) -> Option<Vec<V>>
     where
         V: Clone,
     {
         let told = self.lock();
-        let is_complete = *self.is_complete.borrow();
-        is_complete.then(|| told.values().flatten().filter(|value| fits(value)).cloned().collect())
+        let may_answer = lookup == Lookup::Known && *self.is_complete.borrow();
+        let found = || told.values().flatten().filter(|value| fits(value)).cloned().collect::<Vec<_>>();
+        may_answer.then(found).filter(|found| !found.is_empty())
     }
 
     fn tell(&self, name: String, value: Option<V>) -> Result<(), Status> {
@@ -218,13 +232,15 @@ mod tests {
         let table = KnownTable::default();
         table.tell("gone".to_owned(), None).unwrap();
         table.tell("new".to_owned(), Some(2)).unwrap();
-        assert_eq!(table.find(|_| true), None, "not all is known");
+        assert_eq!(table.find(Lookup::Known, |_| true), None, "not all is known");
         table.complete([("gone", 1), ("new", 1), ("old", 1)].map(|(name, value)| (name.to_owned(), value)).into_iter());
-        assert_eq!(table.find(|_| true), Some(vec![2, 1]));
+        assert_eq!(table.find(Lookup::Known, |_| true), Some(vec![2, 1]));
         table.tell("old".to_owned(), None).unwrap();
-        assert_eq!(table.find(|_| true), Some(vec![2]));
+        assert_eq!(table.find(Lookup::Known, |_| true), Some(vec![2]));
+        assert_eq!(table.find(Lookup::Known, |value| *value == 7), None, "it may have come a moment ago");
+        assert_eq!(table.find(Lookup::Anew, |_| true), None);
         assert!(table.forget());
-        assert_eq!(table.find(|_| true), None);
+        assert_eq!(table.find(Lookup::Known, |_| true), None);
         assert!(!table.forget());
     }
 

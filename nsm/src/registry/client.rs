@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::path::RegistryPath;
@@ -21,6 +22,8 @@ use crate::transport::{Address, AddressError, Calls, Connection, DialError, Kept
 pub struct RegistryClient {
     connection: KeptConnection,
     timeout: Duration,
+    /// Questions that may be asked now.
+    finds: Semaphore,
 }
 
 /// An endpoint that was found, with its socket, if that was passed.
@@ -35,7 +38,7 @@ pub struct FoundEndpoint {
 impl RegistryClient {
     /// Over this connection. A call has `timeout`, which should be short: a manager forgets a registration so long before it runs out.
     pub fn new(connection: KeptConnection, timeout: Duration) -> Self {
-        Self { connection, timeout }
+        Self { connection, timeout, finds: Semaphore::new(FINDS_MAX) }
     }
 
     /// Registers an endpoint, and says how it is registered. A socket goes with it, if its url names one.
@@ -138,6 +141,7 @@ impl RegistryClient {
 
     /// The endpoints that a query means. One whose socket does not come is left out: others are none the worse for it.
     pub async fn find_endpoints(&self, query: NetworkServiceEndpoint) -> Result<Vec<FoundEndpoint>, Status> {
+        let _turn = self.find_turn().await?;
         let query = &query;
         let call = move |connection: Connection| async move {
             let mut stream = stream_endpoints(&connection, query, false).await?;
@@ -157,6 +161,7 @@ impl RegistryClient {
 
     /// The services that a query means.
     pub async fn find_services(&self, query: NetworkService) -> Result<Vec<NetworkService>, Status> {
+        let _turn = self.find_turn().await?;
         let query = &query;
         let call = move |connection: Connection| async move {
             let mut stream = stream_services(&connection, query, false).await?;
@@ -206,6 +211,14 @@ impl RegistryClient {
     /// How long a call has.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// A registry refuses whoever asks very much at once: what is beyond that waits here.
+    async fn find_turn(&self) -> Result<SemaphorePermit<'_>, Status> {
+        let late = || Status::deadline_exceeded(format!("others have asked the registry first for {:?}", self.timeout));
+        let turn = timeout(self.timeout, self.finds.acquire()).await.map_err(|_| late())?;
+        // It is never closed.
+        turn.map_err(|error| Status::internal(error.to_string()))
     }
 
     /// Makes a call within its time. One that is denied is made once more over a new connection: over the old one the other side may show
@@ -323,6 +336,8 @@ fn services(connection: &Connection) -> NetworkServiceRegistryClient<Calls> {
 
 /// One registration.
 const MESSAGE_MAX: usize = 256 << 10;
+/// Half of what a registry of ours answers one caller at once.
+const FINDS_MAX: usize = 128;
 /// As many as a registry of ours keeps.
 const FOUND_MAX: usize = 16 << 10;
 /// It comes with the message, or not at all.

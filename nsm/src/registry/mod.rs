@@ -21,7 +21,7 @@ mod upstream;
 #[cfg(test)]
 mod tests;
 
-pub use cache::RegistryCache;
+pub use cache::{Lookup, RegistryCache};
 pub use client::{FoundEndpoint, RegistryClient};
 pub use limits::RegistrationError;
 pub use local::LocalRegistry;

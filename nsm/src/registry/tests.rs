@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::path::{RegistryPath, RegistrySegment};
 use super::{
-    LocalRegistry, MemoryRegistry, Registration, RegistryCache, RegistryClient, RegistryLimits, RegistryServer,
+    LocalRegistry, Lookup, MemoryRegistry, Registration, RegistryCache, RegistryClient, RegistryLimits, RegistryServer,
 };
 use crate::identity::test_identities::Identities;
 use crate::identity::{Certificate, Identity, IdentitySource, SpiffeIds};
@@ -219,7 +219,7 @@ async fn an_endpoint_whose_socket_does_not_come_hides_no_others() {
     timeout(DEADLINE, cache.known()).await.expect("all is known");
     served.client(&identities, "/nse").register(&endpoint("nse-2"), None).await.unwrap();
     let followed = async {
-        while names(cache.find_endpoints(NetworkServiceEndpoint::default()).await.unwrap()) != ["nse-1", "nse-2"] {
+        while names(cache.find_endpoints(NetworkServiceEndpoint::default(), Lookup::Known).await.unwrap()) != ["nse-1", "nse-2"] {
             tokio::task::yield_now().await;
         }
     };
@@ -397,11 +397,11 @@ async fn a_cache_knows_what_is_registered_and_forgets_when_the_registry_goes() {
     });
     timeout(DEADLINE, cache.known()).await.expect("all is known");
     let names = async || {
-        let found = cache.find_endpoints(NetworkServiceEndpoint::default()).await.unwrap();
+        let found = cache.find_endpoints(NetworkServiceEndpoint::default(), Lookup::Known).await.unwrap();
         found.into_iter().map(|found| found.endpoint.name).collect::<Vec<_>>()
     };
     assert_eq!(names().await, ["nse-1"]);
-    assert_eq!(cache.find_services(service("vpn")).await.unwrap().len(), 1);
+    assert_eq!(cache.find_services(service("vpn"), Lookup::Known).await.unwrap().len(), 1);
     nse.register(&endpoint("nse-2"), None).await.unwrap();
     nse.unregister(&endpoint("nse-1"), None).await.unwrap();
     timeout(DEADLINE, async {
@@ -413,7 +413,7 @@ async fn a_cache_knows_what_is_registered_and_forgets_when_the_registry_goes() {
     .expect("the cache follows");
     drop(served);
     let again = timeout(DEADLINE, async {
-        while cache.find_endpoints(NetworkServiceEndpoint::default()).await.is_ok() {
+        while cache.find_endpoints(NetworkServiceEndpoint::default(), Lookup::Known).await.is_ok() {
             tokio::task::yield_now().await;
         }
     });

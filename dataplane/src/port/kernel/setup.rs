@@ -40,15 +40,15 @@ pub(super) struct Setup<'a> {
 impl Setup<'_> {
     /// Does all of it: a system call to ask for all steps that do not depend on another's success, one for each answer.
     pub fn apply(&mut self) -> Result<(), KernelError> {
-        let Plan { link, addresses, routes } = Plan::of(self.spec);
-        for (step, answer) in self.exchange(link)? {
-            self.check_answer(&step, answer)?;
-        }
+        let Plan { mut link, addresses, routes } = Plan::of(self.spec);
         if self.spec.uses_ipv6() {
+            self.check_all(link)?;
+            // An MTU that is too small for it takes IPv6 away.
             self.switch_ipv6_on()?;
-        }
-        for (step, answer) in self.exchange(addresses)? {
-            self.check_answer(&step, answer)?;
+            self.check_all(addresses)?;
+        } else {
+            link.extend(addresses);
+            self.check_all(link)?;
         }
         self.add_routes(routes)
     }
@@ -70,6 +70,10 @@ impl Setup<'_> {
             routes = refusals.into_iter().map(|(step, _)| step).collect();
         }
         Ok(())
+    }
+
+    fn check_all(&mut self, steps: Vec<Step>) -> Result<(), KernelError> {
+        self.exchange(steps)?.into_iter().try_for_each(|(step, answer)| self.check_answer(&step, answer))
     }
 
     fn exchange(&mut self, steps: Vec<Step>) -> Result<Vec<(Step, Answer)>, KernelError> {

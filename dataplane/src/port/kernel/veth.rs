@@ -1,6 +1,8 @@
 //! A pair of interfaces joined by the kernel: what goes into one comes out of the other.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ferrule_ffi::netlink::{Answer, Netlink, NetlinkError, Request};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -9,7 +11,7 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use nix::errno::Errno;
 
 use super::error::{InterfaceId, KernelError};
-use super::message::{Link, far_link_request, link_request, named_link_request};
+use super::message::{Link, far_link_request, link_request};
 use super::namespace::{Namespace, NamespaceId};
 use super::owner::{Alias, Id, InterfaceOwner};
 use super::setup::Setup;
@@ -85,13 +87,16 @@ impl VethPair {
         }
         if !adopted {
             // An interface announces itself as soon as it is up, and the other one may not take it yet.
-            pair.early_drops = pair.status().traffic.map(|traffic| traffic.dropped());
+            for (early, (end, found)) in pair.early_drops.iter_mut().zip(ends.iter_mut().zip(&pair.ends)) {
+                *early = end.dropped(found.index);
+            }
         }
         Ok(pair)
     }
 
-    /// Makes both interfaces under names that nobody has, with their aliases from the first moment on: between two
-    /// system calls this process can be killed.
+    /// Makes both interfaces under numbers that nobody has, the first one with its alias from the first moment on: between two system
+    /// calls this process can be killed, and whoever finds that one removes both. To give an interface another name later would cost as
+    /// much as to make it: the kernel waits until nobody reads the old one.
     fn make(
         owner: &Arc<InterfaceOwner>,
         wire: &str,
@@ -100,16 +105,12 @@ impl VethPair {
     ) -> Result<Self, (usize, KernelError)> {
         let pair = owner.add_pair();
         let aliases = [0, 1].map(|end| owner.alias(pair, end, spec, wire).to_string());
-        let names = [0, 1].map(|end| temporary_name(pair, end));
-        let [first, second] = &mut *ends;
-        let index = make_link(first, second, [&names[0], &names[1]], &aliases[0]).map_err(|error| {
-            owner.forget(pair, false);
-            (0, error)
-        })?;
-        match finish(ends, index, &names[1], aliases) {
+        let indexes = [(); 2].map(|()| free_index());
+        make_link(ends, indexes, &aliases[0]).inspect_err(|_| owner.forget(pair, false))?;
+        match finish(ends, indexes, aliases) {
             Ok(found) => Ok(Self::new(owner, pair, found)),
             Err(error) => {
-                let removed = ends[0].remove(index);
+                let removed = ends[0].remove(indexes[0]);
                 owner.forget(pair, removed);
                 Err(error)
             }
@@ -239,22 +240,16 @@ impl<'a> NewEnd<'a> {
         Ok(Self { spec, namespace, netlink })
     }
 
-    /// Gives the new interface its alias, and says which number it has.
-    fn mark(&mut self, name: &str, alias: &str) -> Result<u32, KernelError> {
-        let answers = self.netlink.exchange(mark_requests(name, alias).into());
-        let index = answers.and_then(|answers| marked(answers.into_iter()));
-        index.map_err(|refusal| KernelError::failed("create", &self.spec.into(), refusal))
+    /// Whether somebody has the name here.
+    fn is_taken(&mut self) -> bool {
+        Link::named(&mut self.netlink, self.spec.name.as_str()).is_ok()
     }
 
-    /// Gives the interface its last name.
-    fn rename(&mut self, index: u32) -> Result<(), KernelError> {
-        let name = LinkAttribute::IfName(self.spec.name.to_string());
-        let renamed = self.netlink.request(link_request(RouteNetlinkMessage::SetLink, index, vec![name]));
-        let interface = InterfaceId::from(self.spec);
-        renamed.map(drop).map_err(|refusal| match refusal.errno {
-            Errno::EEXIST => KernelError::NameTaken { interface },
-            _ => KernelError::failed("name", &interface, refusal),
-        })
+    /// What the kernel has dropped of what the interface was to send; 0, if it does not say.
+    fn dropped(&mut self, index: u32) -> u64 {
+        let asked = link_request(RouteNetlinkMessage::GetLink, index, Vec::new());
+        let stats = Link::from_answer(self.netlink.request(asked)).ok().and_then(|link| link.stats);
+        stats.map_or(0, |stats| stats.tx_dropped)
     }
 
     /// How to find the interface again.
@@ -328,70 +323,73 @@ fn take_leftover(
     Ok(None)
 }
 
-/// Makes both interfaces, the first one with its alias, and says which number that one has.
+/// Makes both interfaces under these numbers, the first one with its alias. A failure is about an end.
 fn make_link(
-    near: &mut NewEnd<'_>,
-    far: &NewEnd<'_>,
-    [name, far_name]: [&str; 2],
+    [near, far]: &mut [NewEnd<'_>; 2],
+    [index, far_index]: [u32; 2],
     alias: &str,
-) -> Result<u32, KernelError> {
+) -> Result<(), (usize, KernelError)> {
     let mut peer = LinkMessage::default();
-    peer.attributes = vec![LinkAttribute::IfName(far_name.to_owned()), LinkAttribute::NetNsFd(far.namespace.fd())];
+    peer.header.index = far_index;
+    peer.attributes = vec![LinkAttribute::IfName(far.spec.name.to_string()), LinkAttribute::NetNsFd(far.namespace.fd())];
     let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
-    let mut create = named_link_request(RouteNetlinkMessage::NewLink, name, [LinkAttribute::LinkInfo(info)]);
+    let name = LinkAttribute::IfName(near.spec.name.to_string());
+    let mut create = link_request(RouteNetlinkMessage::NewLink, index, vec![name, LinkAttribute::LinkInfo(info)]);
     create.flags = NLM_F_CREATE | NLM_F_EXCL;
-    let [mark, find] = mark_requests(name, alias);
+    // By its number: where nothing was made, it is nobody's.
+    let answers = near.netlink.exchange(vec![create, mark_request(index, alias)]);
     let interface = InterfaceId::from(near.spec);
-    let failed = |refusal| KernelError::failed("create", &interface, refusal);
-    let mut answers = near.netlink.exchange(vec![create, mark, find]).map_err(failed)?.into_iter();
+    let failed = |refusal| (0, KernelError::failed("create", &interface, refusal));
+    let mut answers = answers.map_err(failed)?.into_iter();
     match answers.next() {
         Some(Err(refusal)) if refusal.errno == Errno::EOPNOTSUPP => {
-            let (interface, reason) = (interface.clone(), refusal.to_string());
-            return Err(KernelError::DriverMissing { driver: "veth", interface, reason });
+            let reason = refusal.to_string();
+            return Err((0, KernelError::DriverMissing { driver: "veth", interface, reason }));
+        }
+        // The kernel does not say which name it is about.
+        Some(Err(refusal)) if refusal.errno == Errno::EEXIST => {
+            for (number, end) in [&mut *near, far].into_iter().enumerate() {
+                if end.is_taken() {
+                    return Err((number, KernelError::NameTaken { interface: InterfaceId::from(end.spec) }));
+                }
+            }
+            return Err(failed(refusal));
         }
         Some(Err(refusal)) => return Err(failed(refusal)),
         _ => {}
     }
-    marked(answers).map_err(|refusal| {
-        let _ = near.netlink.request(named_link_request(RouteNetlinkMessage::DelLink, name, []));
+    answers.next().unwrap_or(Ok(None)).map(drop).map_err(|refusal| {
+        near.remove(index);
         failed(refusal)
     })
 }
 
-/// Marks the second interface too, and gives both their last names.
+/// Marks the second interface too.
 fn finish(
     [first, second]: &mut [NewEnd<'_>; 2],
-    index: u32,
-    far_name: &str,
+    [index, far_index]: [u32; 2],
     [alias, far_alias]: [String; 2],
 ) -> Result<[VethEnd; 2], (usize, KernelError)> {
-    let far_index = second.mark(far_name, &far_alias).map_err(|error| (1, error))?;
-    first.rename(index).map_err(|error| (0, error))?;
-    second.rename(far_index).map_err(|error| (1, error))?;
+    let marked = second.netlink.request(mark_request(far_index, &far_alias));
+    marked.map_err(|refusal| (1, KernelError::failed("create", &second.spec.into(), refusal)))?;
     let near = first.found(index, alias).map_err(|error| (0, error))?;
     let far = second.found(far_index, far_alias).map_err(|error| (1, error))?;
     Ok([near, far])
 }
 
-/// Gives the interface of that name its alias, and asks for its number.
-fn mark_requests(name: &str, alias: &str) -> [Request; 2] {
-    let alias = LinkAttribute::IfAlias(alias.to_owned());
-    [
-        named_link_request(RouteNetlinkMessage::SetLink, name, [alias]),
-        named_link_request(RouteNetlinkMessage::GetLink, name, []),
-    ]
+/// Gives an interface its alias.
+fn mark_request(index: u32, alias: &str) -> Request {
+    link_request(RouteNetlinkMessage::SetLink, index, vec![LinkAttribute::IfAlias(alias.to_owned())])
 }
 
-/// The number that the answers to [`mark_requests`] tell.
-fn marked(mut answers: impl Iterator<Item = Answer>) -> Result<u32, NetlinkError> {
-    answers.next().unwrap_or(Ok(None))?;
-    Link::from_answer(answers.next().unwrap_or(Ok(None))).map(|link| link.index)
-}
-
-/// What an interface is called until it is set up: the kernel takes 15 bytes.
-fn temporary_name(pair: Id, end: usize) -> String {
-    let pair = pair.to_string();
-    format!("fe{end}{}", &pair[..12])
+/// A number for an interface that no other one has, in whichever namespace: far above those that the kernel gives by itself, and above
+/// those of another process by chance.
+fn free_index() -> u32 {
+    static NEXT: OnceLock<AtomicU32> = OnceLock::new();
+    // The keys of a new `RandomState` are those of no other one.
+    let first = || AtomicU32::new((RandomState::new().hash_one(0) & u64::from(INDEX_SPREAD)) as u32);
+    let next = NEXT.get_or_init(first).fetch_add(1, Ordering::Relaxed);
+    INDEX_MIN + (next & INDEX_SPREAD)
 }
 
 /// The same for the same specifications. The names are those of interfaces, and the namespaces are where they are found.
@@ -411,4 +409,8 @@ fn sent(stats: &Stats64, early_drops: u64) -> Traffic {
     traffic
 }
 
+/// The kernel counts from 1 in each namespace.
+const INDEX_MIN: u32 = 1 << 28;
+/// Together with the first one they are positive as the kernel's `int`.
+const INDEX_SPREAD: u32 = (1 << 30) - 1;
 const GONE: NetlinkError = NetlinkError { errno: Errno::ENODEV, hint: None };

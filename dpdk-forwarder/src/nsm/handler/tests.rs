@@ -8,7 +8,7 @@ use ferrule_dataplane::settings::Settings;
 use ferrule_nsm::identity::{Authority, Identity, IdentitySource, Svid};
 use ferrule_nsm::monitor::Monitor;
 use ferrule_nsm::path::{Place, new_id};
-use ferrule_nsm::registry::RegistryClient;
+use ferrule_nsm::registry::{RegistryCache, RegistryClient};
 use ferrule_nsm::service::Answered;
 use ferrule_nsm::transport::{DialOptions, KeptConnection};
 use tokio::task::yield_now;
@@ -32,7 +32,8 @@ fn forwarder(manager: &Path, directory: &Path) -> MeshForwarder {
     let (_, identity) = IdentitySource::new(Identity { svid, bundles: Arc::new(authority.bundles().unwrap()) });
     let options = DialOptions { timeout: DEADLINE, ..DialOptions::default() };
     let manager = KeptConnection::new(Address::Unix(manager.to_owned()), identity.clone(), options.clone());
-    let hops = NextHops::new(Arc::new(RegistryClient::new(manager, DEADLINE)), identity, options);
+    let registry = RegistryCache::new(Arc::new(RegistryClient::new(manager, DEADLINE)));
+    let hops = NextHops::new(Arc::new(registry), identity, options);
     let wires = Arc::new(Wires::new(Engine::start(&Settings::new(vec![0])).unwrap(), None));
     let at = |name: &str| directory.join(name);
     let settings = VfLenderSettings {
