@@ -124,7 +124,10 @@ impl Joint {
         }
         let is_new = self.carrier.make(means)?;
         // What a forwarder that was killed has left may be one of these, and a VF's interface brings along what its driver says.
-        let is_bare = is_new && before.is_none() && !means.wires.interface_owner().may_have_leftovers() && !matches!(self.carrier, Carrier::Nic(_));
+        let is_bare = is_new
+            && before.is_none()
+            && !means.wires.interface_owner().may_have_leftovers()
+            && !matches!(self.carrier, Carrier::Nic(_));
         let known = before.map_or(&[][..], |before| &before.interfaces);
         for (place, should) in &self.interfaces {
             let is = known.iter().find(|(known, _)| !is_new && known == place);

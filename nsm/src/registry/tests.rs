@@ -219,7 +219,9 @@ async fn an_endpoint_whose_socket_does_not_come_hides_no_others() {
     timeout(DEADLINE, cache.known()).await.expect("all is known");
     served.client(&identities, "/nse").register(&endpoint("nse-2"), None).await.unwrap();
     let followed = async {
-        while names(cache.find_endpoints(NetworkServiceEndpoint::default(), Lookup::Known).await.unwrap()) != ["nse-1", "nse-2"] {
+        while names(cache.find_endpoints(NetworkServiceEndpoint::default(), Lookup::Known).await.unwrap())
+            != ["nse-1", "nse-2"]
+        {
             tokio::task::yield_now().await;
         }
     };

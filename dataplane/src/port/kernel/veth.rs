@@ -331,7 +331,8 @@ fn make_link(
 ) -> Result<(), (usize, KernelError)> {
     let mut peer = LinkMessage::default();
     peer.header.index = far_index;
-    peer.attributes = vec![LinkAttribute::IfName(far.spec.name.to_string()), LinkAttribute::NetNsFd(far.namespace.fd())];
+    peer.attributes =
+        vec![LinkAttribute::IfName(far.spec.name.to_string()), LinkAttribute::NetNsFd(far.namespace.fd())];
     let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
     let name = LinkAttribute::IfName(near.spec.name.to_string());
     let mut create = link_request(RouteNetlinkMessage::NewLink, index, vec![name, LinkAttribute::LinkInfo(info)]);
