@@ -21,6 +21,7 @@
 //! - [`ethtool`]: what the driver of an interface says of itself.
 //! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header; [`tun`]: those without Ethernet.
+//! - [`vlan_link`]: the frames of a VLAN, led between two interfaces by programs in the kernel.
 //! - [`ticks`]: the CPU's own clock.
 //! - [`private_files`]: threads that share no open file with their process.
 //! - [`child`]: processes that do not outlive us.
@@ -52,3 +53,4 @@ pub mod ticks;
 pub mod tun;
 pub mod unix;
 mod userfault;
+pub mod vlan_link;

@@ -41,6 +41,20 @@ impl BridgeRoom {
         Ok(Self(OpenNetNs::try_from(OwnedFd::from(room))?))
     }
 
+    /// What it is.
+    pub(super) fn netns(&self) -> &OpenNetNs {
+        &self.0
+    }
+
+    /// Works in it.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError> + Send,
+    ) -> Result<T, NetlinkError> {
+        let netns = NetNs::Open(self.0.clone()).open()?;
+        netns.run(|| work(&mut Netlink::open()?))?
+    }
+
     /// The TAP in it.
     pub(super) fn tap(&self, mtu: Option<u32>) -> KernelSpec {
         KernelSpec { netns: Some(NetNs::Open(self.0.clone())), mtu, ..KernelSpec::new(name(TAP)) }
@@ -60,7 +74,7 @@ impl TunnelBridge {
 
     /// Joins both, once they are there. Again and again it is the same.
     pub(super) fn join(&self) -> Result<(), NetlinkError> {
-        self.inside(|netlink| {
+        self.room().inside(|netlink| {
             let data = vec![
                 // With two ports nothing has to be learned: what comes in at one goes out at the other.
                 InfoBridge::AgeingTime(0),
@@ -87,15 +101,12 @@ impl TunnelBridge {
 
     /// Removes the bridge, if it is there.
     pub(super) fn part(&self) -> Result<(), NetlinkError> {
-        self.inside(|netlink| match netlink.request(named_link_request(RouteNetlinkMessage::DelLink, BRIDGE, [])) {
-            Err(refusal) if refusal.errno != Errno::ENODEV => Err(refusal),
-            _ => Ok(()),
+        self.room().inside(|netlink| {
+            match netlink.request(named_link_request(RouteNetlinkMessage::DelLink, BRIDGE, [])) {
+                Err(refusal) if refusal.errno != Errno::ENODEV => Err(refusal),
+                _ => Ok(()),
+            }
         })
-    }
-
-    fn inside(&self, work: impl FnOnce(&mut Netlink) -> Result<(), NetlinkError> + Send) -> Result<(), NetlinkError> {
-        let netns = NetNs::Open(self.tunnel.place.netns.clone()).open()?;
-        netns.run(|| work(&mut Netlink::open()?))?
     }
 }
 

@@ -109,9 +109,10 @@ fn fate(name: &str) -> Fate {
             settings.sriov_config = Some(value.into());
             Ok(())
         }),
-        "NSM_DEVICE_SELECTOR_FILE" => {
-            Fate::Refused("the mechanism VLAN is not supported yet; leave it out, or keep the other forwarder for it")
-        }
+        "NSM_DEVICE_SELECTOR_FILE" => Fate::Read(|settings, value| {
+            settings.device_selector = Some(value.into());
+            Ok(())
+        }),
         _ => Fate::Ignored("no forwarder has it"),
     }
 }
@@ -180,11 +181,13 @@ mod tests {
             ("NSM_MECHANISM_PRIORITY", "kernel,memif"),
             ("NSM_VPP_INIT", "AF_XDP"),
             ("NSM_SRIOV_CONFIG_FILE", "/pci.config"),
+            ("NSM_DEVICE_SELECTOR_FILE", "/selector.yaml"),
         ];
         let read = read(Some(file), &asked).unwrap();
         let settings = read.settings.unwrap();
         assert_eq!((settings.name.as_str(), settings.service.as_str()), ("fwd-1", "mine"));
         assert_eq!((settings.labels.len(), settings.sriov_config), (2, Some("/pci.config".into())));
+        assert_eq!(settings.device_selector, Some("/selector.yaml".into()));
         assert_eq!(
             (settings.token_lifetime, settings.dial_timeout),
             (Duration::from_secs(90), Duration::from_millis(1500))
@@ -221,7 +224,7 @@ mod tests {
     fn what_cannot_be_obeyed_is_refused_all_at_once() {
         let asked = [
             ("NSM_CONNECT_TO", "tcp://nsmgr:5001"),
-            ("NSM_DEVICE_SELECTOR_FILE", "/selector.yaml"),
+            ("NSM_PROMETHEUS_CERT_FILE", "/cert.pem"),
             ("NSM_DIAL_TIMEOUT", "5"),
             ("NSM_LABELS", "p2p"),
             ("NSM_TUNNEL_IP", "here"),

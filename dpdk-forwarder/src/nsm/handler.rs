@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::breakout::{Breakouts, VLAN};
 use super::context::Side;
 use super::end::{
     EndKind, IP, MeshEnd, beside_tunnel, is_tunnel_of, noop_of_another_node, open_namespace, preferences,
@@ -184,6 +185,8 @@ impl MeshForwarder {
         connection: &Connection,
     ) -> Result<Vec<Mechanism>, Status> {
         let payload = connection.payload.as_str();
+        // An endpoint elsewhere may only say which VLAN leads to what it stands for.
+        let leaves = self.means.breakouts.preference(connection);
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
             (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
@@ -193,10 +196,14 @@ impl MeshForwarder {
             (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) if payload == IP => {
                 Ok(vec![self.means.wireguards.preference(&connection.id, site)?])
             }
-            (Address::Tcp(_), Some(_), Some(_)) if payload == IP => Err(Status::unimplemented(
-                "the endpoint is on another node, and the payload is IP: this forwarder has that for KERNEL only",
-            )),
-            (Address::Tcp(_), Some(_), Some(site)) => Ok(vec![site.preference()]),
+            (Address::Tcp(_), Some(kind), _) if payload == IP && self.site.is_some() => {
+                Err(Status::unimplemented(format!(
+                    "the endpoint is on another node, and the payload is IP: that is WireGuard, which this forwarder has for KERNEL, and not for {}",
+                    kind.name()
+                )))
+            }
+            (Address::Tcp(_), Some(_), None) if leaves.is_some() && payload != IP => Ok(leaves.into_iter().collect()),
+            (Address::Tcp(_), Some(_), Some(site)) => Ok(std::iter::once(site.preference()).chain(leaves).collect()),
             (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
             (Address::Tcp(_), _, None) => Err(Status::failed_precondition(
                 "the endpoint is on another node, and this forwarder has no tunnels, since no default route says where: set `tunnel_ip`, or NSM_TUNNEL_IP",
@@ -227,13 +234,19 @@ impl MeshForwarder {
         let reservation = asked.reservation.clone();
         let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
+            let vlan = (theirs.r#type == VLAN).then(|| means.breakouts.place(&answer, &theirs)).transpose()?;
+            if let Some(place) = &vlan {
+                let (carried, context) = (Breakouts::mtu(place)?, answer.context.get_or_insert_default());
+                context.mtu = [context.mtu, carried].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
+            }
             let mut client = match site.filter(|_| is_tunnel) {
                 Some(site) => MeshEnd::remote(Side::Client, mechanism, &site)?,
                 None => MeshEnd::local(Side::Client, &answer, &mechanism, file.as_ref())?,
             };
-            let endpoint = match site.filter(|_| is_tunnel_of(&theirs, &answer.payload)) {
-                Some(site) => MeshEnd::remote(Side::Endpoint, theirs, &site)?,
-                None => MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?,
+            let endpoint = match (vlan, site.filter(|_| is_tunnel_of(&theirs, &answer.payload))) {
+                (Some(vlan), _) => MeshEnd::outside(theirs, vlan),
+                (None, Some(site)) => MeshEnd::remote(Side::Endpoint, theirs, &site)?,
+                (None, None) => MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?,
             };
             let joint = Joint::plan(&answer, [&client, &endpoint], before.as_ref(), &means)?;
             joint.make(before.as_ref(), &means)?;

@@ -9,9 +9,10 @@ use ferrule_dataplane::status::Traffic;
 use ferrule_nsm::proto::connection::Connection;
 use tonic::Status;
 
+use super::breakout::{Breakout, Breakouts, VlanPlace};
 use super::bridge::{BridgeRoom, TunnelBridge};
 use super::context::{Side, interface_state};
-use super::end::{IP, MeshEnd, Port, mac};
+use super::end::{IP, MeshEnd, Port, mac, port_name};
 use super::interface::{InterfacePlace, InterfaceState};
 use super::reservation::{Holders, Reservation};
 use super::tunnel::{TunnelInterface, TunnelMark};
@@ -40,6 +41,8 @@ enum Carrier {
     Tunnel(TunnelInterface),
     /// An interface of ours, of packets to an end on another node.
     Secure(SecureTunnel),
+    /// A wire into a VLAN of a device of the node.
+    Breakout(Box<Breakout>),
     /// Such a device of the kernel, and a wire to an end that is none.
     Bridge(Box<TunnelBridge>),
     /// The network of a NIC: those of its ends that are VFs, the client's first.
@@ -56,6 +59,7 @@ pub(super) struct Means {
     pub(super) wireguards: Arc<WireGuardEnds>,
     pub(super) holders: Holders,
     pub(super) vfs: Arc<VfLender>,
+    pub(super) breakouts: Arc<Breakouts>,
 }
 
 impl Means {
@@ -74,8 +78,8 @@ impl Joint {
         means: &Means,
     ) -> Result<Self, Status> {
         let owner = means.wires.interface_owner().word();
-        let carrier =
-            Carrier::plan(connection, [client, endpoint], before.map(|before| &before.carrier), &owner, &means.vfs)?;
+        let before = before.map(|before| &before.carrier);
+        let carrier = Carrier::plan(connection, [client, endpoint], before, &owner, means)?;
         let context = connection.context.clone().unwrap_or_default();
         let mut interfaces = Vec::new();
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
@@ -160,7 +164,7 @@ impl Joint {
         let vni = match &self.carrier {
             Carrier::Tunnel(tunnel) => Some(tunnel.vxlan.vni),
             Carrier::Bridge(bridge) => Some(bridge.tunnel.vxlan.vni),
-            Carrier::Wire(_) | Carrier::Secure(_) | Carrier::Nic(_) | Carrier::Outside => None,
+            Carrier::Wire(_) | Carrier::Breakout(_) | Carrier::Secure(_) | Carrier::Nic(_) | Carrier::Outside => None,
         };
         means.vnis.settle(&self.id, vni);
     }
@@ -207,7 +211,7 @@ impl Carrier {
         [client, endpoint]: [&MeshEnd; 2],
         before: Option<&Self>,
         owner: &str,
-        lender: &VfLender,
+        means: &Means,
     ) -> Result<Self, Status> {
         let wire = |ends| {
             let wire = WireSpec::new(wire_name(&connection.id)?, ends);
@@ -242,7 +246,12 @@ impl Carrier {
                 Some(Self::Nic(before)) => before[side as usize].as_deref(),
                 _ => None,
             };
-            VfLink::plan(&connection.id, end, before, lender).map(|link| Some(Box::new(link)))
+            VfLink::plan(&connection.id, end, before, &means.vfs).map(|link| Some(Box::new(link)))
+        };
+        let breakout = |end: &EndSpec, place: &VlanPlace| {
+            let (port, room) = (port_name(&connection.id), means.breakouts.open(place)?);
+            let wire = wire([end.clone(), EndSpec::Kernel(room.port(&port, mtu(connection)))])?;
+            Ok::<_, Status>(Self::Breakout(Box::new(Breakout { wire, port, room })))
         };
         match (&client.port, &endpoint.port) {
             (Port::Vf(a), Port::Vf(b)) => Ok(Self::Nic([vf(Side::Client, a)?, vf(Side::Endpoint, b)?])),
@@ -261,6 +270,10 @@ impl Carrier {
             (Port::Secure(_), Port::Local(_)) | (Port::Local(_), Port::Secure(_)) => {
                 Err(Status::unimplemented("between nodes packets without Ethernet are for KERNEL only"))
             }
+            (Port::Local(end), Port::Vlan(place)) => breakout(end, place),
+            (_, Port::Vlan(_)) | (Port::Vlan(_), _) => {
+                Err(Status::unimplemented("a VLAN is for clients of this node by KERNEL, MEMIF or VHOST_USER"))
+            }
             (Port::Outside, Port::Outside) => Ok(Self::Outside),
             (Port::Tunnel(_) | Port::Secure(_), Port::Tunnel(_) | Port::Secure(_)) => {
                 Err(Status::unimplemented("a tunnel does not lead into another tunnel"))
@@ -277,6 +290,7 @@ impl Carrier {
             (Self::Wire(_), Self::Wire(_)) | (Self::Bridge(_), Self::Bridge(_)) | (Self::Outside, Self::Outside) => {
                 true
             }
+            (Self::Breakout(breakout), Self::Breakout(before)) => Arc::ptr_eq(&breakout.room, &before.room),
             (Self::Tunnel(tunnel), Self::Tunnel(before)) => tunnel.place == before.place,
             (Self::Secure(tunnel), Self::Secure(before)) => tunnel.place == before.place,
             (Self::Nic(links), Self::Nic(before)) => links == before,
@@ -314,6 +328,11 @@ impl Carrier {
                 bridge.join().map_err(|error| failed(format!("join a wire with its tunnel: {error}")))?;
                 Ok(is_new)
             }
+            Self::Breakout(breakout) => {
+                let is_new = put(&breakout.wire)?;
+                breakout.join().map_err(|error| failed(format!("join a wire with its VLAN: {error}")))?;
+                Ok(is_new)
+            }
             Self::Nic(links) => {
                 let mut is_new = false;
                 for link in links.iter().flatten() {
@@ -330,6 +349,7 @@ impl Carrier {
         let wire = |wire: &WireSpec| means.wires.remove_of_mesh(&wire.name).map_err(|error| internal(&error));
         match self {
             Self::Wire(own) => wire(own),
+            Self::Breakout(breakout) => wire(&breakout.wire),
             Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| internal(&error)),
             Self::Secure(tunnel) => {
                 tunnel.remove(&means.wireguards);
@@ -354,6 +374,7 @@ impl Carrier {
         match self {
             Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
             Self::Bridge(bridge) => wires.status(&bridge.wire.name).map(|status| status.directions),
+            Self::Breakout(breakout) => wires.status(&breakout.wire.name).map(|status| status.directions),
             // Its frames are the NIC's.
             Self::Nic(_) | Self::Outside => None,
             Self::Secure(tunnel) => tunnel.traffic(wireguards),

@@ -9,6 +9,7 @@
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
 //! - `wireguard`: the same for payload IP; `secure_tunnel`: its interface and who encrypts; `wireguard_ends`: the key, the port and what runs
 //! - `bridge`: a tunnel for an end that is no interface of the kernel
+//! - `device_selector`, `breakout`: connections that leave the mesh into a VLAN of a device
 //! - `making`: what a call has made that nobody waits for any more is undone, and what is removed comes before what is made anew;
 //!   `reservation`: how long a connection keeps the number and the port of its tunnel
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
@@ -16,9 +17,13 @@
 //! - `leftovers`: what a forwarder that was killed has left; `namespaces`: where that is looked for
 
 #[cfg(feature = "nsm")]
+mod breakout;
+#[cfg(feature = "nsm")]
 mod bridge;
 #[cfg(feature = "nsm")]
 mod context;
+#[cfg(feature = "nsm")]
+mod device_selector;
 #[cfg(feature = "nsm")]
 mod end;
 mod environment;

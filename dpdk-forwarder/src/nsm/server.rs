@@ -24,6 +24,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tracing::{info, warn};
 
+use super::breakout::Breakouts;
+use super::device_selector::DeviceSelector;
 use super::handler::MeshForwarder;
 use super::joint::{Means, connection_of};
 use super::next_hop::NextHops;
@@ -81,7 +83,9 @@ async fn serve_as(
     let may_have_leftovers = wires.interface_owner().may_have_leftovers() || settings.sriov_state.is_dir();
     let vfs = Arc::new(VfLender::new(lender_settings(&settings)?));
     let (vnis, wireguards, holders) = (Arc::default(), Arc::default(), Holders::default());
-    let means = Means { wires: Arc::clone(&wires), vnis, wireguards, holders, vfs };
+    let selector = settings.device_selector.as_deref().map(DeviceSelector::load).transpose();
+    let breakouts = Arc::new(Breakouts::new(selector.map_err(MeshError::Devices)?.unwrap_or_default()));
+    let means = Means { wires: Arc::clone(&wires), vnis, wireguards, holders, vfs, breakouts };
     let handler = MeshForwarder::new(means, hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
@@ -162,6 +166,9 @@ pub(crate) enum MeshError {
     /// Tunnels cannot begin there.
     #[error("the address of tunnels, `tunnel_ip` or NSM_TUNNEL_IP: {0}")]
     Tunnels(String),
+    /// The device selector is wrong.
+    #[error("the device selector, `device_selector` or NSM_DEVICE_SELECTOR_FILE: {0}")]
+    Devices(String),
     /// The SR-IOV configuration is wrong.
     #[error("the SR-IOV configuration, `sriov_config` or NSM_SRIOV_CONFIG_FILE: {0}")]
     Sriov(String),

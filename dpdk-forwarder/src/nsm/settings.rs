@@ -30,6 +30,8 @@ pub struct NsmSettings {
     pub tunnel_ip: Option<IpAddr>,
     /// The UDP port of its VXLAN tunnels.
     pub vxlan_port: u16,
+    /// The file that says by which devices connections leave into VLANs; none: none does.
+    pub device_selector: Option<PathBuf>,
     /// Mechanisms that are preferred to others, the first one most.
     pub mechanism_priority: Vec<String>,
     /// The SR-IOV configuration of cmd-forwarder-sriov; none: all tokens of `device-plugin` are good.
@@ -53,6 +55,7 @@ impl Default for NsmSettings {
             dial_timeout: Duration::from_millis(750),
             tunnel_ip: None,
             vxlan_port: VXLAN_PORT,
+            device_selector: None,
             mechanism_priority: Vec::new(),
             sriov_config: None,
             sriov_tokens: PathBuf::from("/var/lib/ferrule/device-plugin/nsm-tokens"),
@@ -76,6 +79,7 @@ impl NsmSettings {
             "dial_timeout",
             "tunnel_ip",
             "vxlan_port",
+            "device_selector",
             "mechanism_priority",
             "sriov_config",
             "sriov_tokens",
@@ -127,6 +131,7 @@ impl NsmSettings {
             }
             Some(path)
         };
+        settings.device_selector = path("device_selector");
         settings.sriov_config = path("sriov_config");
         settings.sriov_tokens = path("sriov_tokens").unwrap_or(settings.sriov_tokens);
         settings.sriov_state = path("sriov_state").unwrap_or(settings.sriov_state);

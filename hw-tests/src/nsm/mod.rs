@@ -8,6 +8,7 @@
 //! - [`caller`]: calls a process by hand
 //! - [`cases`]: what has to hold
 //! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
+//! - [`vlan_cases`]: connections that leave the mesh into a VLAN
 //! - [`runner`]: runs them, several at a time
 
 pub mod caller;
@@ -21,3 +22,4 @@ pub mod pod;
 pub mod programs;
 pub mod runner;
 mod settings;
+pub mod vlan_cases;

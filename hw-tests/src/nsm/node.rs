@@ -105,6 +105,11 @@ impl MeshNode {
         if self.number == 1 {
             command.env("NSM_TUNNEL_IP", self.address().to_string());
         }
+        if let Some(selector) = self.common.options.device_selector {
+            let path = self.common.path("device-selector.yaml");
+            fs::write(&path, selector).context("write the device selector")?;
+            command.env("NSM_DEVICE_SELECTOR_FILE", path);
+        }
         let process = Process::start(&mut command);
         process.wait_for("a forwarder of the mesh");
         self.processes.insert("forwarder", process);

@@ -30,6 +30,8 @@ pub struct MeshOptions {
     pub nodes: usize,
     /// What connections carry, where a case does not say.
     pub payload: &'static str,
+    /// By which devices of the nodes connections leave into VLANs: what the file of the forwarders says.
+    pub device_selector: Option<&'static str>,
 }
 
 impl Default for MeshOptions {
@@ -41,6 +43,7 @@ impl Default for MeshOptions {
             clients: 1,
             nodes: 1,
             payload: "ETHERNET",
+            device_selector: None,
         }
     }
 }

@@ -104,6 +104,12 @@ fn interface_name(connection: &Connection, side: Side) -> String {
     name
 }
 
+/// What the end of a connection's wire is called that is in a room of ours, where the connections of a VLAN meet.
+pub(in crate::nsm) fn port_name(id: &str) -> InterfaceName {
+    let name = format!("p{:014x}", fnv(id.bytes()) >> 8);
+    name.parse().expect("15 letters and digits are a name")
+}
+
 /// FNV-1a.
 fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -134,6 +140,7 @@ mod tests {
         let macs = [mac(Side::Client, &a), mac(Side::Endpoint, &a), mac(Side::Client, &b)].map(Result::unwrap);
         assert!(macs[0] != macs[1] && macs[0] != macs[2]);
         macs[0].to_string().parse::<MacAddress>().unwrap();
+        assert!(port_name("a") != port_name("b") && port_name("a").as_str().len() == INTERFACE_MAX);
     }
 
     #[test]

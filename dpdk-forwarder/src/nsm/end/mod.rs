@@ -15,10 +15,11 @@ use ferrule_dataplane::spec::EndSpec;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use tonic::Status;
 
-pub(in crate::nsm) use kernel::mac;
+pub(in crate::nsm) use kernel::{mac, port_name};
 pub(in crate::nsm) use namespace::open_namespace;
 pub(in crate::nsm) use preferences::{beside_tunnel, is_tunnel_of, noop_of_another_node, preferences};
 
+use super::breakout::{VLAN, VlanPlace};
 use super::context::Side;
 use super::interface::InterfacePlace;
 use super::vf::{PCI_ADDRESS, VfEnd};
@@ -97,6 +98,8 @@ pub(in crate::nsm) enum Port {
     Secure(WireGuardPeer),
     /// Of the VF that the pod has.
     Vf(VfEnd),
+    /// By nobody: it is behind a device of the node.
+    Vlan(VlanPlace),
     /// By nobody here.
     Outside,
 }
@@ -111,6 +114,11 @@ impl MeshEnd {
             (_, Side::Endpoint) => (VXLAN, Port::Tunnel(Vxlan::asked(&mechanism, site)?)),
         };
         Ok(Self { kind, mechanism, port, place: None })
+    }
+
+    /// The endpoint's end of a connection that leaves the mesh there.
+    pub(in crate::nsm) fn outside(mechanism: Mechanism, place: VlanPlace) -> Self {
+        Self { kind: VLAN, mechanism, port: Port::Vlan(place), place: None }
     }
 
     /// The end at `side` of a connection, whose id is ours, by a mechanism of this node with the file that it names. Blocks for a moment.
@@ -145,6 +153,7 @@ impl MeshEnd {
         let place = match &self.port {
             Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
             Port::Secure(peer) => Some(peer.address.to_string()),
+            Port::Vlan(vlan) => Some(format!("{}.{}", vlan.device, vlan.vlan)),
             Port::Local(_) | Port::Outside => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
             Port::Vf(_) => place.or_else(|| self.mechanism.parameters.get(PCI_ADDRESS).cloned()),
         };

@@ -44,7 +44,8 @@ fn forwarder(manager: &Path, directory: &Path) -> MeshForwarder {
         root: directory.to_owned(),
     };
     let (vnis, wireguards, holders) = (Arc::default(), Arc::default(), Holders::default());
-    let means = Means { wires, vnis, wireguards, holders, vfs: Arc::new(VfLender::new(settings)) };
+    let (vfs, breakouts) = (Arc::new(VfLender::new(settings)), Arc::default());
+    let means = Means { wires, vnis, wireguards, holders, vfs, breakouts };
     MeshForwarder::new(means, hops, Vec::new(), Some(site()))
 }
 
