@@ -95,6 +95,7 @@ impl Forwarder {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
+        reload::tell_chains(&config);
         let (settings, journal, nsm) = (config.settings(), config.journal.clone(), config.nsm.clone());
         ferrule_ethdev::configure(config.dpdk);
         // By it the next forwarder at this socket finds the interfaces that a killed one left.

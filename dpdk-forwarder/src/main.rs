@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use dpdk_forwarder::config::{Config, WiresFile, file_path};
+use dpdk_forwarder::config::{Chains, Config, WiresFile, file_path};
 use dpdk_forwarder::nsm::Environment;
 use dpdk_forwarder::{Options, run};
 use ferrule_daemon::logging::LogFlags;
@@ -95,6 +95,7 @@ fn warnings(file: &WiresFile) -> Vec<String> {
     if file.is_empty() {
         warnings.push("the file is empty".to_owned());
     }
+    warnings.extend(file.config.chains.iter().flat_map(Chains::warnings).cloned());
     if let Ok(usable) = sched_getaffinity(Pid::from_raw(0)) {
         let is_usable = |cpu: usize| usable.is_set(cpu).unwrap_or(false);
         let missing = file.config.workers.iter().filter(|&&cpu| !is_usable(cpu));

@@ -8,13 +8,14 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, WiresFile};
+use crate::config::{Assignments, Config, WiresFile};
 use crate::wires::{ChangeError, Changes, Wires};
 
 /// Keeps the wires equal to the wires file, if there is one, until it is cancelled.
 pub(crate) async fn keep_equal(file: Option<WiresFile>, by_flag: Vec<&'static str>, hangup: Signal, wires: Arc<Wires>) {
     let file = file.map(|WiresFile { path, contents, config }| {
-        (Followed::new(WHAT, path, contents), Reloader { started: config, by_flag, wires })
+        let assignments = config.assignments();
+        (Followed::new(WHAT, path, contents), Reloader { started: config, by_flag, wires, assignments })
     });
     reload_on_change(file, WHAT, hangup).await;
 }
@@ -25,20 +26,25 @@ struct Reloader {
     /// The settings that it did not decide.
     by_flag: Vec<&'static str>,
     wires: Arc<Wires>,
+    /// Who has whom on the chains that there are.
+    assignments: Assignments,
 }
 
 impl Reload for Reloader {
     async fn reload(&mut self, file: &mut Followed, cause: Cause) {
-        let wanted = match wanted(file, &self.started, &self.by_flag, cause) {
+        let mut wanted = match wanted(file, &self.started, &self.by_flag, cause) {
             Ok(Some(wanted)) => wanted,
             Ok(None) => return,
             Err(problems) => return self.wires.note_file_problems(problems),
         };
-        let wires = Arc::clone(&self.wires);
+        wanted.keep_chains(&self.assignments);
+        let (wires, specs) = (Arc::clone(&self.wires), wanted.wires.clone());
         let path = file.path().display();
-        match spawn_blocking(move || wires.apply(&wanted.wires)).await {
+        match spawn_blocking(move || wires.apply(&specs)).await {
             Ok(Ok(Changes { removed, changed, added })) => {
                 self.wires.note_file_problems(Vec::new());
+                self.assignments = wanted.assignments();
+                tell_chains(&wanted);
                 info!(file = %path, removed, changed, added, "wires file applied");
             }
             Ok(Err(ChangeError::Draining)) => {}
@@ -48,6 +54,14 @@ impl Reload for Reloader {
             }
             Err(error) => error!(file = %path, %error, "applying the wires file failed"),
         }
+    }
+}
+
+/// Logs who is on each chain.
+pub(crate) fn tell_chains(config: &Config) {
+    if let Some(chains) = &config.chains {
+        chains.warnings().iter().for_each(|warning| warn!("{warning}"));
+        chains.lines().for_each(|chain| info!(chain, "composed"));
     }
 }
 

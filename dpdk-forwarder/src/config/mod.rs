@@ -1,9 +1,10 @@
 //! The wires file: text in, a checked [`Config`] out, or everything that is wrong with it in one go.
 //!
-//! Modules in reading order: `wire` (one entry of `wires:`), `conflicts` (wires beside each other). How a text
+//! Modules in reading order: `wire` (one entry of `wires:`), `chains` (network services, from which wires are made), `conflicts` (wires
+//! beside each other). How a text
 //! becomes values, with every error at its line, is the same for every file here: `ferrule_daemon::settings`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -15,15 +16,24 @@ use ferrule_dataplane::{Idle, Settings};
 use ferrule_ethdev::{DpdkSettings, LeaseSettings};
 
 use crate::nsm::NsmSettings;
+#[cfg(feature = "nsm")]
+pub use chains::Chains;
+#[cfg(not(feature = "nsm"))]
+pub use chains::NoChains as Chains;
 use conflicts::{Conflict, conflicts};
 pub use dpdk_forwarder_client::ADMIN_DEFAULT;
 pub use ferrule_daemon::settings::{ConfigError, ConfigErrors, LoadError, Position};
 
+#[cfg(feature = "nsm")]
+mod chains;
+#[cfg(not(feature = "nsm"))]
+#[path = "without_chains.rs"]
+mod chains;
 mod conflicts;
 mod wire;
 
 /// A checked wires file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// CPUs of the polling threads.
     pub workers: Vec<usize>,
@@ -41,14 +51,34 @@ pub struct Config {
     pub sriov_manager: PathBuf,
     /// How it takes part in Network Service Mesh; none: not at all.
     pub nsm: Option<NsmSettings>,
-    /// The wires, in the order of the file.
+    /// The wires, in the order of the file, then those of chains.
     pub wires: Vec<WireSpec>,
+    /// The chains; none: the file has no network services.
+    pub chains: Option<Chains>,
 }
+
+/// Who comes next on a chain, by the name of a client or function.
+pub type Assignments = BTreeMap<String, String>;
 
 impl Config {
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        parse(file, text, read_config)
+        let directory = Path::new(file).parent().unwrap_or(Path::new("."));
+        parse(file, text, |root, diagnostics| read_config(root, diagnostics, directory))
+    }
+
+    /// Leaves with each client of a chain the functions that it had, as far as the file lets it.
+    pub fn keep_chains(&mut self, before: &Assignments) {
+        if let Some(chains) = &mut self.chains {
+            self.wires.truncate(self.wires.len() - chains.wires().len());
+            chains.keep(before);
+            self.wires.extend(chains.wires().cloned());
+        }
+    }
+
+    /// Who comes next to whom.
+    pub fn assignments(&self) -> Assignments {
+        self.chains.as_ref().map(|chains| chains.assignments().clone()).unwrap_or_default()
     }
 
     /// What the workers are started with.
@@ -115,6 +145,7 @@ impl Default for Config {
             sriov_manager: LeaseSettings::default().manager,
             nsm: None,
             wires: Vec::new(),
+            chains: None,
         }
     }
 }
@@ -126,12 +157,12 @@ pub type WiresFile = SettingsFile<Config>;
 pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
     parse("wire", text, |root, diagnostics| {
         let wire = wire::read(root, diagnostics);
-        report_conflicts(std::slice::from_ref(&wire), std::slice::from_ref(root));
+        report_conflicts(std::slice::from_ref(&wire), std::slice::from_ref(root), &[]);
         wire
     })
 }
 
-fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
+fn read_config(root: &Field<'_>, diagnostics: &Diagnostics, directory: &Path) -> Config {
     let mut config = Config::default();
     let Some(table) = root.table(&[
         "workers",
@@ -147,6 +178,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         "sriov_manager",
         "nsm",
         "wires",
+        "services",
     ]) else {
         return config;
     };
@@ -166,7 +198,18 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     config.nsm = table.optional("nsm").map(|field| NsmSettings::read(&field));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
-    report_conflicts(&config.wires, &entries);
+    let chains = table.optional("services").and_then(|field| Chains::read(&field, directory, diagnostics));
+    let mut clients = Vec::new();
+    if let Some((chains, whose)) = chains {
+        for (wire, client) in chains.wires().zip(&whose) {
+            for error in wire.check() {
+                client.wrong(format!("the wire `{}`: {}: {}", wire.name, error.field, error.problem));
+            }
+        }
+        config.wires.extend(chains.wires().cloned());
+        (config.chains, clients) = (Some(chains), whose);
+    }
+    report_conflicts(&config.wires, &entries, &clients);
     config
 }
 
@@ -236,13 +279,19 @@ fn cpu_range(text: &str) -> Option<RangeInclusive<usize>> {
     (!range.is_empty()).then_some(range)
 }
 
-fn report_conflicts(wires: &[WireSpec], entries: &[Field<'_>]) {
-    for conflict in conflicts(wires) {
-        let Conflict { later, earlier, problem, cure } = &conflict;
-        let line = entries[earlier.wire].line_of(&earlier.field);
-        let name = &wires[earlier.wire].name;
-        entries[later.wire]
-            .wrong_below(&later.field, format!("{problem}, by the wire `{name}` on line {line}; {cure}"));
+/// `entries` are those of the first wires, `clients` those whose chains the others are of.
+fn report_conflicts(wires: &[WireSpec], entries: &[Field<'_>], clients: &[Field<'_>]) {
+    for Conflict { later, earlier, problem, cure } in conflicts(wires) {
+        let line = match entries.get(earlier.wire) {
+            Some(entry) => entry.line_of(&earlier.field),
+            None => clients[earlier.wire - entries.len()].line_of("name"),
+        };
+        let problem = format!("{problem}, by the wire `{}` on line {line}; {cure}", wires[earlier.wire].name);
+        match entries.get(later.wire) {
+            Some(entry) => entry.wrong_below(&later.field, problem),
+            None => clients[later.wire - entries.len()]
+                .wrong(format!("the wire `{}`: {}: {problem}", wires[later.wire].name, later.field)),
+        }
     }
 }
 

@@ -60,6 +60,59 @@ fn the_sample_of_the_docs_is_a_good_file() {
 }
 
 #[test]
+fn the_chain_of_the_docs_is_composed() {
+    let text = include_str!("../../../docs/chains.yaml");
+    let config = Config::parse("../docs/chains.yaml", text).unwrap();
+    let names: Vec<_> = config.wires.iter().map(|wire| wire.name.as_str()).collect();
+    assert_eq!(names, ["nsc:firewall", "firewall:passthrough-1", "passthrough-1:vpn-gateway"]);
+    assert!(config.chains.unwrap().warnings().is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_a_chain_is_said_at_its_place() {
+    let text = include_str!("../../../docs/chains.yaml");
+    for (old, new, problem) in [
+        (
+            "name: vpn-gateway ",
+            "name: firewall ",
+            "services.functions[2].name: `firewall` has that name already, on line 6",
+        ),
+        (
+            "name: nsc\n",
+            "name: 'n:c'\n",
+            "services.clients[0].name: `n:c`; a name of 1 to 31 bytes without `:` is wanted",
+        ),
+        ("[secure-intranet.yaml]", "[none.yaml]", "services.files[0]: read ../docs/none.yaml: No such file"),
+        ("[secure-intranet.yaml]", "[chains.yaml]", "services.files[0]: ../docs/chains.yaml:2:1: workers: unknown key"),
+        (
+            "[secure-intranet.yaml]",
+            "[secure-intranet.yaml, secure-intranet.yaml]",
+            "two documents have the network service",
+        ),
+        (
+            "app: vpn-gateway",
+            "app: gateway",
+            "services.clients[0]: nobody comes behind `passthrough-1` (app=passthrough-1): no function of",
+        ),
+        (
+            "vpn-gateway.sock",
+            "firewall-client.sock",
+            "services.clients[0]: the wire `passthrough-1:vpn-gateway`: ends[1].memif.id: ",
+        ),
+        ("172.16.1.1/30", "172.16.1.1/40", "services.clients[0].end.kernel.addresses[0]: `172.16.1.1/40`"),
+        (
+            "workers: [0]",
+            "wires: [{ name: 'nsc:firewall', ends: [{ kernel: { name: a } }, { kernel: { name: b } }] }]",
+            "the wire `nsc:firewall`: name: the name `nsc:firewall` is in use, by the wire `nsc:firewall` on line 2",
+        ),
+    ] {
+        assert!(text.contains(old), "{old}");
+        let told = Config::parse("../docs/chains.yaml", &text.replacen(old, new, 1)).unwrap_err().to_string();
+        assert!(told.contains(problem), "{new}: {told}");
+    }
+}
+
+#[test]
 fn dpdk_and_its_devices_are_read_and_checked() {
     let text = "\
 dpdk: { memory: 2GiB, hugepages: true }

@@ -35,7 +35,8 @@ pub(super) fn read(field: &Field<'_>, diagnostics: &Diagnostics) -> WireSpec {
     wire
 }
 
-fn read_labels(field: &Field<'_>) -> BTreeMap<String, String> {
+/// Keys and values.
+pub(super) fn read_labels(field: &Field<'_>) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::new();
     for (key, value) in field.entries().into_iter().flatten() {
         let text = value.text().unwrap_or_default().to_owned();
@@ -79,6 +80,11 @@ impl End {
             memif.mode = mode;
         }
     }
+}
+
+/// Reads an end that has no other one yet.
+pub(super) fn read_alone(field: &Field<'_>, diagnostics: &Diagnostics) -> EndSpec {
+    read_end(field, diagnostics).spec
 }
 
 fn read_end(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
