@@ -18,16 +18,19 @@ use ferrule_daemon::page::parse_address;
 use ferrule_daemon::settings::{Field, FileSettings, LoadError, SettingsFile, Table, decode, parse};
 use ferrule_dataplane::spec::Mode;
 
+use crate::agent;
 use crate::firewall::file::read_text;
 use crate::firewall::file::{acl, one_line, own};
 use crate::firewall::rule::Policy;
-use crate::nat44::settings::{self, NatSettings};
+use crate::nat44::settings;
 use crate::packet::Link;
 
 pub use end::HopEnd;
 use end::{read_end, read_kernel};
+pub use function::FunctionSettings;
 
-mod end;
+pub(crate) mod end;
+pub(crate) mod function;
 
 /// The settings of a hop, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,24 +43,6 @@ pub struct Config {
     pub ends: Option<[HopEnd; 2]>,
     /// What is between them.
     pub function: FunctionSettings,
-}
-
-/// Which function, and what it is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FunctionSettings {
-    /// Everything passes.
-    Passthrough,
-    /// Rules decide.
-    Firewall {
-        /// Which.
-        policy: Policy,
-        /// Sessions at a time.
-        sessions_max: usize,
-    },
-    /// Clients get addresses of a pool.
-    Nat44(NatSettings),
-    /// The chain ends here, with an interface of the kernel.
-    Gateway,
 }
 
 /// The settings and the file that they came from.
@@ -118,16 +103,29 @@ impl FileSettings for Config {
 }
 
 fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
-    let table =
-        field.table(&["name", "metrics", "client", "network", "passthrough", "firewall", "nat44", "gateway"])?;
+    let table = field.table(&[
+        "name",
+        "metrics",
+        "client",
+        "network",
+        "passthrough",
+        "firewall",
+        "nat44",
+        "gateway",
+        "agent",
+    ])?;
     let name = table.required("name", "a name as metrics and the log are to call it").and_then(|field| field.text());
     let metrics = table.optional("metrics").map_or(Some(None), |field| {
         let text = field.text()?;
         parse_address(text).map_err(|wanted| field.wrong(format!("`{text}`; {wanted}"))).ok().map(Some)
     });
-    let function = read_function(field, &table, directory);
-    let ends = read_ends(field, &table);
-    let (ends, function) = (ends?, function?);
+    let (ends, function) = if let Some(agent) = table.optional("agent") {
+        read_agent(&agent, &table, directory)?
+    } else {
+        let function = read_function(field, &table, directory);
+        let ends = read_ends(field, &table);
+        (ends?, function?)
+    };
     if let (FunctionSettings::Nat44(_), Some([client, _])) = (&function, &ends)
         && client.mode() == Mode::Ip
     {
@@ -154,6 +152,21 @@ fn read_ends(field: &Field<'_>, table: &Table<'_>) -> Option<Option<[HopEnd; 2]>
         field.wrong_below(place, "its frames begin otherwise than the client's; give both ends one mode");
     }
     Some(Some([client, network]))
+}
+
+/// The documents say both ends and the function.
+fn read_agent(
+    field: &Field<'_>,
+    table: &Table<'_>,
+    directory: &Path,
+) -> Option<(Option<[HopEnd; 2]>, FunctionSettings)> {
+    for key in ["client", "network"].into_iter().chain(FUNCTIONS) {
+        if let Some(other) = table.optional(key) {
+            other.wrong("the documents of `agent` say it; remove one of them");
+        }
+    }
+    let (ends, function) = agent::read(field, directory)?;
+    Some((Some(ends), function))
 }
 
 /// Where a chain ends, there is no network side but the interface.

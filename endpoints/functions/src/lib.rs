@@ -12,12 +12,13 @@
 //! - [`nat44`]: a router that gives clients addresses and ports of a pool
 //! - [`any`]: whichever function the settings name
 //! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
-//! - [`config`]: the settings of a hop; [`running`]: one hop, or several by the same settings; [`daemon`]: they run, follow their settings, are
-//!   looked at
+//! - [`config`]: the settings of a hop; [`agent`]: the same by documents of modules
+//! - [`running`]: one hop, or several by the same settings; [`daemon`]: they run, follow their settings, are looked at
 //! - [`mesh`]: hops of chains that Network Service Mesh composes
 //! - [`webserver`]: real HTTP at the end of a chain
 //! - [`counter`]: numbers that are read while they grow
 
+pub mod agent;
 pub mod any;
 pub mod config;
 pub mod counter;

@@ -84,6 +84,45 @@ impl NatSettings {
         Self { outside: interface, pool: vec![outside..=outside], forwards, ..self.clone() }
     }
 
+    /// One with defaults, and without a pool.
+    pub fn new(inside: NatInterface, outside: NatInterface) -> Self {
+        Self {
+            inside,
+            outside,
+            gateway: None,
+            clients: None,
+            pool: Vec::new(),
+            ports: PORTS_DEFAULT,
+            forwards: Vec::new(),
+            sessions_max: SESSIONS_DEFAULT,
+            client_sessions_max: CLIENT_DEFAULT,
+        }
+    }
+
+    /// What cannot be: the field, and why, with the cure.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let Self { inside, outside, .. } = self;
+        if inside.address.contains(&outside.address.addr()) || outside.address.contains(&inside.address.addr()) {
+            let problem = "it overlaps the inside network; a router joins two different ones";
+            return Err(("outside.address", problem.to_owned()));
+        }
+        let count = self.pool_len();
+        if !(1..=POOL_MAX).contains(&count) {
+            return Err(("pool", format!("{count} addresses; from 1 to {POOL_MAX} are wanted")));
+        }
+        if self.pool.iter().cloned().flatten().any(|address| inside.address.contains(&Ipv4Addr::from(address))) {
+            let problem = "an address of it is on the inside network; those are what clients have already";
+            return Err(("pool", problem.to_owned()));
+        }
+        if let Some(range) = &self.clients
+            && ![range.start(), range.end()].into_iter().all(|end| inside.address.contains(&Ipv4Addr::from(*end)))
+        {
+            let problem = "an address of it is not on the inside network; clients are there";
+            return Err(("clients", problem.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Whether an address is one of the pool.
     pub fn is_pool(&self, address: u32) -> bool {
         self.pool.iter().any(|range| range.contains(&address))
@@ -135,30 +174,20 @@ pub fn read(field: &Field<'_>) -> Option<NatSettings> {
         |key, default| table.optional(key).map_or(Some(default), |field: Field<'_>| field.number(1..=SESSIONS_MAX));
     let (sessions_max, client_sessions_max) =
         (number("sessions", SESSIONS_DEFAULT), number("client_sessions", CLIENT_DEFAULT));
-    let (inside, outside, pool) = (inside?, outside?, pool?);
-    if inside.address.contains(&outside.address.addr()) || outside.address.contains(&inside.address.addr()) {
-        field.wrong_below("outside.address", "it overlaps the inside network; a router joins two different ones");
-    }
-    if pool.iter().cloned().flatten().any(|address| inside.address.contains(&Ipv4Addr::from(address))) {
-        field.wrong_below("pool", "an address of it is on the inside network; those are what clients have already");
-    }
-    let clients = clients?;
-    if let Some(range) = &clients
-        && ![range.start(), range.end()].into_iter().all(|end| inside.address.contains(&Ipv4Addr::from(*end)))
-    {
-        field.wrong_below("clients", "an address of it is not on the inside network; clients are there");
-    }
-    Some(NatSettings {
-        inside,
-        outside,
+    let settings = NatSettings {
         gateway: gateway?,
-        clients,
-        pool,
+        clients: clients?,
+        pool: pool?,
         ports: ports?,
         forwards,
         sessions_max: sessions_max?,
         client_sessions_max: client_sessions_max?,
-    })
+        ..NatSettings::new(inside?, outside?)
+    };
+    if let Err((place, problem)) = settings.check() {
+        field.wrong_below(place, problem);
+    }
+    Some(settings)
 }
 
 fn read_interface(field: &Field<'_>) -> Option<NatInterface> {
@@ -171,13 +200,7 @@ fn read_interface(field: &Field<'_>) -> Option<NatInterface> {
 }
 
 fn read_pool(field: &Field<'_>) -> Option<Vec<RangeInclusive<u32>>> {
-    let pool: Vec<_> = field.items()?.iter().filter_map(read_range).collect();
-    let count: u64 = pool.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum();
-    if !(1..=POOL_MAX).contains(&count) {
-        field.wrong(format!("{count} addresses; from 1 to {POOL_MAX} are wanted"));
-        return None;
-    }
-    Some(pool)
+    Some(field.items()?.iter().filter_map(read_range).collect())
 }
 
 /// One address, or from one to another.
