@@ -1,7 +1,8 @@
 //! A bounded table of conversations that forgets those that are idle.
 //!
 //! A touch writes the time and nothing else; a conversation goes to the end of its class's queue only when it is met at the front, so
-//! that keeping order costs a packet nothing. Whether one is idle is always judged by its own time, never by its place.
+//! that keeping order costs a packet nothing. Whether one is idle is always judged by its own time, never by its place: it is not found
+//! any more then, and it is forgotten after twice that time at the latest, whoever is in front of it.
 
 use std::hash::BuildHasher;
 
@@ -39,6 +40,8 @@ pub struct Class {
 struct Slot<S, const KEYS: usize> {
     keys: [FlowKey; KEYS],
     seen_ms: u64,
+    /// When it had been seen last as it went to the end of its queue.
+    queued_ms: u64,
     class: u8,
     links: Links,
     value: S,
@@ -133,7 +136,8 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             self.refused += 1;
             return None;
         }
-        let slot = Slot { keys, seen_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
+        let slot =
+            Slot { keys, seen_ms: now_ms, queued_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
         let id = if let Some(id) = self.free.pop() {
             self.slots[id as usize] = slot;
             id
@@ -205,11 +209,10 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         now_ms.saturating_sub(seen_ms) >= self.queues[usize::from(class)].class.idle_ms
     }
 
-    /// Whether the first of a queue was seen later than the one behind it.
+    /// Whether it was seen since it went to the end of its queue.
     fn was_touched(&self, id: u32) -> bool {
         let slot = &self.slots[id as usize];
-        let after = slot.links.after;
-        after != NONE && self.slots[after as usize].seen_ms < slot.seen_ms
+        slot.seen_ms > slot.queued_ms
     }
 
     fn requeue(&mut self, id: u32) {
@@ -244,7 +247,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             self.slots[before as usize].links.after = id;
         }
         let slot = &mut self.slots[id as usize];
-        slot.class = class;
+        (slot.class, slot.queued_ms) = (class, slot.seen_ms);
         slot.links = Links { before, after: NONE };
     }
 
