@@ -69,8 +69,11 @@ impl Firewall {
         self.permits_v6 = policy.permits_v6();
         self.generation = self.generation.wrapping_add(1);
         self.cache.clear();
+        // What became of first parts was said by rules that are gone. Packets whose parts are on the way are lost once.
+        let held = std::mem::take(&mut self.fragments).held();
         let names = policy.rules.iter().map(|rule| rule.name.as_str());
         self.counters = Arc::new(Counters::new(names, Some(&self.counters)));
+        self.counters.reasons[Reason::LostFragment as usize].add(held as u64);
         self.policy = policy;
     }
 

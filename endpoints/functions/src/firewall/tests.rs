@@ -220,6 +220,17 @@ fn new_rules_judge_old_sessions_again_and_keep_those_that_they_would_open() {
 }
 
 #[test]
+fn the_parts_of_a_packet_that_old_rules_judged_are_held_under_new_ones() {
+    let mut firewall =
+        firewall("rules: [{ name: dns, action: reflect, protocol: udp, ports: 53 }, { name: all, action: deny }]");
+    let parts = parts(&udp((CLIENT, 5), (GATEWAY, 80), &[0; 100]), 7, 32);
+    assert_eq!(firewall.judge(Client, &parts[0], 0), Verdict::DropRule(1));
+    assert_eq!(firewall.judge(Client, &parts[1], 0), Verdict::DropRule(1));
+    firewall.set_policy(read_text("rules.yaml", "rules: [{ name: all, action: permit }]").unwrap());
+    assert_eq!(firewall.judge(Client, &parts[2], 0), Verdict::Held);
+}
+
+#[test]
 fn neighbour_discovery_passes_where_some_ipv6_may() {
     let message = |kind: u8, hop_limit| {
         frames::v6(ICMP_V6, 1, 2, hop_limit, &[&[kind, 0, 0, 0, 0, 0, 0, 0][..], &[0; 16]].concat())
