@@ -233,9 +233,17 @@ struct Worker<F> {
 
 struct Scratch {
     gather: Box<[u8]>,
-    /// By side: our copy of a frame that came in there, and its length if it still waits for room.
-    frames: [(Box<[u8]>, Option<usize>); 2],
+    /// By side: our copy of a frame that came in there, if it still waits for room.
+    frames: [(Box<[u8]>, Option<Waiting>); 2],
     extras: Vec<Extra>,
+}
+
+/// A frame that found its queue full.
+#[derive(Clone, Copy)]
+struct Waiting {
+    length: usize,
+    /// The queue that it came in by. Those behind it wait for it, and so does every other queue: there is one copy.
+    queue: usize,
 }
 
 impl Scratch {
@@ -396,7 +404,7 @@ struct Judge<'a, F> {
     now_ms: u64,
     counters: &'a SideCounters,
     frame: &'a mut Box<[u8]>,
-    waiting: &'a mut Option<usize>,
+    waiting: &'a mut Option<Waiting>,
     gather: &'a mut Box<[u8]>,
     extras: &'a mut Vec<Extra>,
     notifier: &'a mut Notifier,
@@ -405,16 +413,22 @@ struct Judge<'a, F> {
 impl<F: Function> Judge<'_, F> {
     fn queues(&mut self, receivers: &mut [impl Source], senders: &mut [impl Target]) -> Result<bool, (Side, Fault)> {
         let mut moved = false;
+        let last = receivers.len().saturating_sub(1);
         for (index, receiver) in receivers.iter_mut().enumerate() {
+            // A peer that came back may have fewer queues than the one whose frame waits.
+            if self.waiting.is_some_and(|waiting| waiting.queue.min(last) != index) {
+                continue;
+            }
             // The two sides may have agreed on different numbers of queues.
-            let index = index.min(senders.len().saturating_sub(1));
-            moved |= self.queue(receiver, senders.get_mut(index))?;
+            let far = index.min(senders.len().saturating_sub(1));
+            moved |= self.queue(index, receiver, senders.get_mut(far))?;
         }
         Ok(moved)
     }
 
     fn queue(
         &mut self,
+        index: usize,
         receiver: &mut impl Source,
         mut sender: Option<&mut impl Target>,
     ) -> Result<bool, (Side, Fault)> {
@@ -422,8 +436,8 @@ impl<F: Function> Judge<'_, F> {
         if let Some(sender) = &mut sender {
             sender.refresh().map_err(|fault| (far, fault))?;
         }
-        if let Some(length) = *self.waiting {
-            if !self.put(length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+        if let Some(Waiting { length, .. }) = *self.waiting {
+            if !self.put(index, length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
                 return Ok(false);
             }
         } else if !receiver.refresh().map_err(|fault| (near, fault))? {
@@ -442,7 +456,7 @@ impl<F: Function> Judge<'_, F> {
             match self.function.frame(near, bytes, self.now_ms, self.extras) {
                 Disposition::Drop => self.counters.dropped.add(1),
                 Disposition::Forward => {
-                    if !self.put(length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+                    if !self.put(index, length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
                         break;
                     }
                 }
@@ -459,13 +473,13 @@ impl<F: Function> Judge<'_, F> {
     }
 
     /// Puts our copy to the other side. `false`: it waits for room.
-    fn put(&mut self, length: usize, sender: Option<&mut impl Target>) -> Result<bool, Fault> {
+    fn put(&mut self, queue: usize, length: usize, sender: Option<&mut impl Target>) -> Result<bool, Fault> {
         *self.waiting = None;
         let frame = Frame { bytes: self.frame[..length].into(), offload: None, slots: 0 };
         match sender.map(|sender| sender.put(&frame)).transpose()? {
             Some(Put::Stored) => self.counters.forwarded.add(1),
             Some(Put::Full) => {
-                *self.waiting = Some(length);
+                *self.waiting = Some(Waiting { length, queue });
                 return Ok(false);
             }
             Some(Put::Refused(_)) | None => self.counters.lost.add(1),

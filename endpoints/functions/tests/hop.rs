@@ -85,6 +85,27 @@ fn what_finds_the_next_end_full_waits_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_queue_that_waits_gives_none_of_its_frames_to_another_one() {
+    let mut testbed = Testbed::with_queues("two", &FunctionSettings::Passthrough, 2);
+    let frame = |queue: u8, number: u32| [&[2; 12][..], &[0x12, 0x34, queue], &number.to_be_bytes(), &[0; 46]].concat();
+    let mut count = 0;
+    // Until all rings on the way are full for a while.
+    let mut full_since = None;
+    while full_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(100)) {
+        if testbed.try_send_by(0, Side::Client, &frame(0, count)) {
+            (count, full_since) = (count + 1, None);
+        } else {
+            full_since.get_or_insert_with(Instant::now);
+        }
+    }
+    assert!(testbed.try_send_by(1, Side::Client, &frame(1, 0)));
+    for number in 0..count {
+        assert_eq!(testbed.receive_by(0, Side::Network), frame(0, number));
+    }
+    assert_eq!(testbed.receive_by(1, Side::Network), frame(1, 0));
+}
+
+#[test]
 fn what_finds_nobody_is_dropped_and_counted() {
     let mut testbed = Testbed::start("lost", &FunctionSettings::Passthrough);
     testbed.part(Side::Network);
@@ -104,9 +125,13 @@ struct Testbed {
 
 impl Testbed {
     fn start(name: &str, settings: &FunctionSettings) -> Self {
+        Self::with_queues(name, settings, 1)
+    }
+
+    fn with_queues(name: &str, settings: &FunctionSettings, queues: u16) -> Self {
         let specs = Side::BOTH.map(|side| {
             let socket = format!("@ferrule-hop-{}-{name}-{}", std::process::id(), side.word());
-            MemifSpec::new(socket.parse().unwrap(), Role::Server)
+            MemifSpec { queues, ..MemifSpec::new(socket.parse().unwrap(), Role::Server) }
         });
         let ours = specs.clone().map(|spec| EndSpec::Memif(MemifSpec { role: Role::Client, ..spec }));
         let events = Arc::new(Mutex::new(Vec::new()));
@@ -141,7 +166,11 @@ impl Testbed {
     }
 
     fn try_send(&mut self, side: Side, frame: &[u8]) -> bool {
-        let sender = &mut self.peers[side.index()].as_mut().unwrap().queues.senders[0];
+        self.try_send_by(0, side, frame)
+    }
+
+    fn try_send_by(&mut self, queue: usize, side: Side, frame: &[u8]) -> bool {
+        let sender = &mut self.peers[side.index()].as_mut().unwrap().queues.senders[queue];
         sender.refresh().unwrap();
         let put = sender.put(&Frame { bytes: frame.into(), offload: None, slots: 0 }).unwrap();
         if sender.publish() {
@@ -151,11 +180,15 @@ impl Testbed {
     }
 
     fn receive(&mut self, side: Side) -> Vec<u8> {
+        self.receive_by(0, side)
+    }
+
+    fn receive_by(&mut self, queue: usize, side: Side) -> Vec<u8> {
         let peer = self.peers[side.index()].as_mut().unwrap();
         let deadline = Instant::now() + TIMEOUT;
         let mut gather = vec![0; FRAME_MAX];
         loop {
-            let receiver = &mut peer.queues.receivers[0];
+            let receiver = &mut peer.queues.receivers[queue];
             if receiver.refresh().unwrap() {
                 let frame = receiver.peek(&mut gather).unwrap().unwrap();
                 let (slots, mut bytes) = (frame.slots, vec![0; frame.bytes.len()]);
