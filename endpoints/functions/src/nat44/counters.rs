@@ -45,11 +45,13 @@ pub enum NatReason {
     NoPort,
     /// A part of a packet whose first part did not come, or went no further.
     LostFragment,
+    /// Nobody has the address that it is to be sent to: ARP was not answered in time.
+    NoNeighbour,
 }
 
 impl NatReason {
     /// All of them, in their order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::NotOurs,
         Self::Answered,
@@ -61,6 +63,7 @@ impl NatReason {
         Self::ClientFull,
         Self::NoPort,
         Self::LostFragment,
+        Self::NoNeighbour,
     ];
 
     /// As metrics call it.
@@ -77,6 +80,7 @@ impl NatReason {
             Self::ClientFull => "client-full",
             Self::NoPort => "no-port",
             Self::LostFragment => "lost-fragment",
+            Self::NoNeighbour => "no-neighbour",
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Nat44 {
     neighbours: [Neighbours; 2],
     /// Answer ARP and pings for our own addresses, by side.
     responders: [Responder; 2],
+    /// Answers pings of clients to our addresses outside, for which nobody inside asks by ARP.
+    outside_from_inside: Responder,
     fragments: Fragments<Option<Rewrite>>,
     errors: ErrorLimit,
     counters: Arc<NatCounters>,
@@ -58,6 +60,7 @@ impl Nat44 {
             table: NatTable::new(&settings),
             neighbours: [Neighbours::new(settings.inside), Neighbours::new(settings.outside)],
             responders: responders(&settings),
+            outside_from_inside: Responder::new(settings.inside.mac, known_outside(&settings)),
             fragments: Fragments::new(),
             errors: ErrorLimit::default(),
             counters: Arc::default(),
@@ -71,6 +74,7 @@ impl Nat44 {
             self.neighbours = [Neighbours::new(settings.inside), Neighbours::new(settings.outside)];
         }
         self.responders = responders(&settings);
+        self.outside_from_inside = Responder::new(settings.inside.mac, known_outside(&settings));
         self.table.set_settings(&settings);
         self.settings = settings;
     }
@@ -111,6 +115,9 @@ impl Nat44 {
         let (own, destination) = (u32::from(self.interface(side).address.addr()), headers.destination as u32);
         if side == Side::Client && destination == own {
             return Err(self.answer(side, frame, out));
+        }
+        if headers.is_icmp() && self.is_answered(side, destination, frame, out) {
+            return Err(NatReason::Answered);
         }
         if headers.hop_limit <= 1 {
             self.refuse(side, 11, 0, frame, &headers, now_ms, out);
@@ -287,17 +294,19 @@ impl Nat44 {
         self.settings.gateway.map(|gateway| Route::Neighbour(gateway.into())).ok_or(NatReason::NoRoute)
     }
 
+    /// A ping of an address outside that is ours. It goes no further, so that its TTL does not matter (RFC 1812, 5.2.4.3).
+    fn is_answered(&self, side: Side, destination: u32, frame: &[u8], out: &mut Vec<Extra>) -> bool {
+        let responder = match side {
+            Side::Client => &self.outside_from_inside,
+            Side::Network => &self.responders[side.index()],
+        };
+        self.settings.is_ours_outside(destination) && answer(responder, side, frame, out)
+    }
+
     /// ARP and pings for our own addresses.
     fn answer(&self, side: Side, frame: &[u8], out: &mut Vec<Extra>) -> NatReason {
-        let mut reply = vec![0; frame.len().max(ANSWER_MIN)];
-        match self.responders[side.index()].answer(frame, &mut reply) {
-            Some(length) => {
-                reply.truncate(length);
-                out.push(Extra { to: side, frame: reply });
-                NatReason::Answered
-            }
-            None => NatReason::NotOurs,
-        }
+        let is_answered = answer(&self.responders[side.index()], side, frame, out);
+        if is_answered { NatReason::Answered } else { NatReason::NotOurs }
     }
 
     #[expect(clippy::too_many_arguments, reason = "an error has a type and a code, and is about a packet")]
@@ -333,18 +342,35 @@ impl Function for Nat44 {
 
     fn tick(&mut self, now_ms: u64) {
         self.table.expire(now_ms);
+        for neighbours in &mut self.neighbours {
+            neighbours.forget(now_ms);
+            self.counters.reasons[NatReason::NoNeighbour as usize].add(neighbours.take_lost());
+        }
         self.counters.sessions.set(self.table.len() as u64);
     }
 }
 
+/// Whether somebody has an answer, which is sent back to where the frame came from then.
+fn answer(responder: &Responder, side: Side, frame: &[u8], out: &mut Vec<Extra>) -> bool {
+    let mut reply = vec![0; frame.len().max(ANSWER_MIN)];
+    let Some(length) = responder.answer(frame, &mut reply) else { return false };
+    reply.truncate(length);
+    out.push(Extra { to: side, frame: reply });
+    true
+}
+
 /// Who answers inside, and outside.
 fn responders(settings: &NatSettings) -> [Responder; 2] {
-    let NatSettings { inside, outside, pool, forwards, .. } = settings;
-    let own = |interface: &NatInterface| IpAddr::V4(interface.address.addr());
-    let known = pool.iter().cloned().flatten().chain(forwards.iter().map(|forward| forward.outside.0));
-    let known = known.map(|address| IpAddr::V4(address.into()));
-    let known = std::iter::once(own(outside)).chain(known).collect();
-    [Responder::new(inside.mac, vec![own(inside)]), Responder::new(outside.mac, known)]
+    let NatSettings { inside, outside, .. } = settings;
+    let own = IpAddr::V4(inside.address.addr());
+    [Responder::new(inside.mac, vec![own]), Responder::new(outside.mac, known_outside(settings))]
+}
+
+/// Our addresses outside.
+fn known_outside(NatSettings { outside, pool, forwards, .. }: &NatSettings) -> Vec<IpAddr> {
+    let own = u32::from(outside.address.addr());
+    let others = pool.iter().cloned().flatten().chain(forwards.iter().map(|forward| forward.outside.0));
+    std::iter::once(own).chain(others).map(|address| IpAddr::V4(address.into())).collect()
 }
 
 /// Where a packet goes outside.

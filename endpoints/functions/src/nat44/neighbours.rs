@@ -12,10 +12,19 @@ use super::settings::NatInterface;
 pub struct Neighbours {
     interface: NatInterface,
     known: HashMap<u32, Neighbour, RandomState>,
-    /// Frames without their destination, by the neighbour that they wait for.
-    waiting: VecDeque<(u32, Vec<u8>)>,
+    /// Frames without their destination, in the order they came.
+    waiting: VecDeque<Waiting>,
+    /// Those that waited in vain.
+    lost: u64,
     /// When a neighbour was last asked for.
     asked: HashMap<u32, u64, RandomState>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    for_whom: u32,
+    until_ms: u64,
+    frame: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +36,7 @@ struct Neighbour {
 impl Neighbours {
     /// Of this interface; nobody is known.
     pub fn new(interface: NatInterface) -> Self {
-        Self { interface, known: HashMap::default(), waiting: VecDeque::new(), asked: HashMap::default() }
+        Self { interface, known: HashMap::default(), waiting: VecDeque::new(), lost: 0, asked: HashMap::default() }
     }
 
     /// An ARP packet came in: whoever sent it says where they are. Frames that waited for that.
@@ -53,15 +62,29 @@ impl Neighbours {
         }
         self.known.insert(address, Neighbour { mac, seen_ms: now_ms });
         self.asked.remove(&address);
+        self.forget(now_ms);
         let (ours, others): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|(for_whom, _)| *for_whom == address);
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.for_whom == address);
         self.waiting = others;
         ours.into_iter()
-            .map(|(_, mut frame)| {
+            .map(|Waiting { mut frame, .. }| {
                 frame[..6].copy_from_slice(&mac);
                 frame
             })
             .collect()
+    }
+
+    /// Forgets frames that have waited for long enough.
+    pub fn forget(&mut self, now_ms: u64) {
+        while self.waiting.front().is_some_and(|waiting| waiting.until_ms <= now_ms) {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+    }
+
+    /// How many frames waited in vain since this was last asked.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     /// Writes both MAC addresses of a frame to `address`. `false`: it is kept until that neighbour is known. `ask` is the request to be
@@ -79,8 +102,9 @@ impl Neighbours {
         }
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
+            self.lost += 1;
         }
-        self.waiting.push_back((address, frame.to_vec()));
+        self.waiting.push_back(Waiting { for_whom: address, until_ms: now_ms + WAIT_MS, frame: frame.to_vec() });
         (false, ask)
     }
 
@@ -114,3 +138,5 @@ const FRESH_MS: u64 = 30_000;
 /// After that it is not used any more.
 const STALE_MS: u64 = 300_000;
 const ASK_AGAIN_MS: u64 = 1000;
+/// As long as Linux asks.
+const WAIT_MS: u64 = 3000;

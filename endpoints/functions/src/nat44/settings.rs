@@ -100,25 +100,46 @@ impl NatSettings {
     }
 
     /// What cannot be: the field, and why, with the cure.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    pub fn check(&self) -> Result<(), (String, String)> {
         let Self { inside, outside, .. } = self;
+        let wrong = |place: &str, problem: String| Err((place.to_owned(), problem));
         if inside.address.contains(&outside.address.addr()) || outside.address.contains(&inside.address.addr()) {
             let problem = "it overlaps the inside network; a router joins two different ones";
-            return Err(("outside.address", problem.to_owned()));
+            return wrong("outside.address", problem.to_owned());
         }
         let count = self.pool_len();
         if !(1..=POOL_MAX).contains(&count) {
-            return Err(("pool", format!("{count} addresses; from 1 to {POOL_MAX} are wanted")));
+            return wrong("pool", format!("{count} addresses; from 1 to {POOL_MAX} are wanted"));
         }
         if self.pool.iter().cloned().flatten().any(|address| inside.address.contains(&Ipv4Addr::from(address))) {
             let problem = "an address of it is on the inside network; those are what clients have already";
-            return Err(("pool", problem.to_owned()));
+            return wrong("pool", problem.to_owned());
         }
         if let Some(range) = &self.clients
             && ![range.start(), range.end()].into_iter().all(|end| inside.address.contains(&Ipv4Addr::from(*end)))
         {
             let problem = "an address of it is not on the inside network; clients are there";
-            return Err(("clients", problem.to_owned()));
+            return wrong("clients", problem.to_owned());
+        }
+        let nobody = |network: &Ipv4Net| format!("{}; nobody there answers for it", network.trunc());
+        if self.gateway.is_some_and(|gateway| !outside.address.contains(&gateway)) {
+            return wrong("gateway", format!("it is not on the outside network {}", nobody(&outside.address)));
+        }
+        for (number, forward) in self.forwards.iter().enumerate() {
+            let place = |key: &str| format!("forwards[{number}].{key}");
+            let [from, to] = [forward.outside.0, forward.inside.0].map(Ipv4Addr::from);
+            if !inside.address.contains(&to) {
+                let problem = format!("{to} is not on the inside network {}", nobody(&inside.address));
+                return wrong(&place("inside"), problem);
+            }
+            if inside.address.contains(&from) {
+                let problem = format!("{from} is on the inside network; an address outside is wanted");
+                return wrong(&place("outside"), problem);
+            }
+            let is_same = |other: &PortForward| (other.protocol, other.outside) == (forward.protocol, forward.outside);
+            if let Some(first) = self.forwards[..number].iter().position(is_same) {
+                return wrong(&place("outside"), format!("forwards[{first}] has that address and port already"));
+            }
         }
         Ok(())
     }
@@ -185,7 +206,7 @@ pub fn read(field: &Field<'_>) -> Option<NatSettings> {
         ..NatSettings::new(inside?, outside?)
     };
     if let Err((place, problem)) = settings.check() {
-        field.wrong_below(place, problem);
+        field.wrong_below(&place, problem);
     }
     Some(settings)
 }
@@ -299,6 +320,15 @@ forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.
             ("pool", "ports: 90-80\npool", "ports", "1024-65535"),
             ("pool", "gateway: here\npool", "gateway", "an IPv4 address"),
             ("pool", "clients: 192.168.101.9\npool", "clients", "not on the inside network"),
+            ("pool", "gateway: 192.168.100.9\npool", "gateway", "not on the outside network 80.80.80.0/24"),
+            ("192.168.100.10:8080", "192.168.101.10:8080", "forwards[0].inside", "not on the inside network"),
+            ("80.80.80.100:80", "192.168.100.3:80", "forwards[0].outside", "an address outside is wanted"),
+            (
+                "forwards: [",
+                "forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.11:80\" }, ",
+                "forwards[1].outside",
+                "forwards[0] has that",
+            ),
         ] {
             assert!(GOOD.contains(old), "{old}");
             let lines = read_all(&GOOD.replacen(old, new, 1)).unwrap_err();

@@ -83,6 +83,14 @@ fn mac_of(address: u32) -> [u8; 6] {
     [2, 1, 0, 0, 0, address as u8]
 }
 
+fn with_ttl(ttl: u8, mut frame: Vec<u8>) -> Vec<u8> {
+    frame[ETHERNET + 8] = ttl;
+    frame[ETHERNET + 10..ETHERNET + 12].fill(0);
+    let sum = checksum::full(&frame[ETHERNET..ETHERNET + 20], 0);
+    frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
 fn to_us(side: Side, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[..6].copy_from_slice(&[2, 0, 0, 0, 0xaa, 1 + side.index() as u8]);
@@ -161,6 +169,12 @@ fn a_neighbour_is_asked_for_and_what_waits_for_it_goes_then() {
         bed.put(Client, to_us(Client, &udp(HERE, (0x5050_5090, number), b"")));
     }
     assert_eq!(bed.nat.counters().of(NatReason::ClientFull), 1000 - 99, "a flood is bounded");
+    bed.now_ms = 3000;
+    bed.nat.tick(bed.now_ms);
+    assert_eq!(bed.nat.counters().of(NatReason::NoNeighbour), 99);
+    let mut late = arp_request(mac_of(0x5050_5090), 0x5050_5090, POOL);
+    late[21] = 2;
+    assert!(bed.put(Network, late).is_empty(), "nothing waits for so long");
 }
 
 #[test]
@@ -235,6 +249,10 @@ fn pings_are_translated_by_their_identifier() {
     assert_eq!(bed.dropped(Client, &icmp(13, 0, CLIENT, INSIDE, [0; 4], b"")), NatReason::NotOurs);
     let (to, reply) = bed.send(Client, &echo(8, CLIENT, INSIDE, 7)).unwrap();
     assert_eq!((to, ends(&reply).0.0), (Client, INSIDE), "our own address answers");
+    let (to, reply) = bed.send(Client, &echo(8, CLIENT, POOL, 7)).unwrap();
+    assert_eq!((to, ends(&reply).0.0, ends(&reply).1.0), (Client, POOL, CLIENT), "and so does the one outside");
+    let (to, reply) = bed.send(Network, &with_ttl(1, echo(8, SERVER, POOL, 7))).unwrap();
+    assert_eq!((to, ends(&reply).0.0, reply[ETHERNET + 20]), (Network, POOL, 0), "it goes no further");
 }
 
 #[test]
@@ -323,11 +341,7 @@ fn a_forward_is_reached_from_outside_and_from_inside_by_its_outside_address() {
 #[test]
 fn what_is_too_old_or_leads_nowhere_is_told_to_its_sender() {
     let mut bed = Bed::new(settings());
-    let mut old = udp(HERE, (SERVER, 53), b"");
-    old[ETHERNET + 8] = 1;
-    old[ETHERNET + 10..ETHERNET + 12].fill(0);
-    let sum = checksum::full(&old[ETHERNET..ETHERNET + 20], 0);
-    old[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
+    let old = with_ttl(1, udp(HERE, (SERVER, 53), b""));
     for (frame, told) in [(old, [11, 0]), (udp(HERE, (0x0808_0808, 53), b""), [3, 0])] {
         let (to, error) = bed.send(Client, &frame).unwrap();
         assert_eq!((to, &error[ETHERNET + 20..ETHERNET + 22], ends(&error).0.0), (Client, &told[..], INSIDE));
