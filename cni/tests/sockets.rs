@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +32,7 @@ struct Node {
 impl Node {
     fn start() -> Self {
         let mut node = Self { directory: TempDir::new().unwrap(), runtime: Runtime::new().unwrap(), forwarder: None };
-        fs::create_dir(node.at("shared")).unwrap();
+        fs::create_dir_all(node.at("shared")).unwrap();
         node.start_forwarder();
         node
     }
@@ -230,6 +231,28 @@ fn a_pod_may_listen_itself() {
     }
     assert!(!Path::new(sockets[0].as_str().unwrap()).exists());
     assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_link_that_a_pod_put_in_the_shared_directory_is_not_followed() {
+    let node = Node::start();
+    let config = node.config(&json!({ "iftype": "memif" }), &json!({}));
+    let host = node.at("a-file-of-the-host");
+    fs::write(&host, "the host's").unwrap();
+    fs::create_dir_all(node.at("shared")).unwrap();
+    for name in ["configData-one-net1.new", "configData-one-net1.json"] {
+        symlink(&host, node.at("shared").join(name)).unwrap();
+    }
+    node.must("ADD", "one", &config);
+    assert_eq!(fs::read_to_string(&host).unwrap(), "the host's");
+    let told = node.at("shared/configData-one-net1.json");
+    assert!(fs::symlink_metadata(told).unwrap().is_file());
+    node.must("DEL", "one", &config);
+    // And the forwarder listens in no directory of somebody else's choice.
+    fs::remove_dir_all(node.at("shared/.ferrule")).unwrap();
+    symlink(node.at("cni"), node.at("shared/.ferrule")).unwrap();
+    let answer = node.ask("ADD", "two", &config);
+    assert!(!answer.is_done && answer.document.unwrap().to_string().contains("no directory of the plugin's own"));
 }
 
 #[test]

@@ -2,12 +2,15 @@
 //!
 //! The pods' names are links to the ends of wires beside them, so that an end outlives its pods, and the forwarder finds it again when it
 //! starts again. Where the pod listens, the end is a link to the pod's socket.
+//!
+//! Pods write in that directory, too. So nothing here writes through a name that one of them can choose or foresee.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use super::SocketConfig;
@@ -34,11 +37,28 @@ pub(super) fn socket_path(record: &SocketAttachment) -> PathBuf {
 pub(super) fn make_link(record: &SocketAttachment) -> Result<(), CniError> {
     let (link, to) = link_of(record);
     let make = || {
-        fs::create_dir_all(record.what.shared.join(SEATS))?;
+        make_seats(&record.what.shared)?;
         remove_link(&link, &to)?;
         symlink(&to, &link)
     };
     make().map_err(|error| CniError::failed(&format!("make the link {}", link.display()), error))
+}
+
+/// The directory of the ends, which the forwarder will listen in: one that a pod has put there, or a link of its, is none.
+fn make_seats(shared: &Path) -> io::Result<()> {
+    fs::create_dir_all(shared)?;
+    let seats = shared.join(SEATS);
+    match fs::create_dir(&seats) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(&seats)?;
+    if found.is_dir() && found.uid() == geteuid().as_raw() {
+        return Ok(());
+    }
+    let what =
+        format!("{} is no directory of the plugin's own; remove it, and ask which pod put it there", seats.display());
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, what))
 }
 
 /// What the pod reads of its socket, as userspace-cni writes it without an API server.
@@ -49,9 +69,12 @@ pub(super) fn write_config(
 ) -> Result<(), CniError> {
     let path = config_path(record);
     let write = || -> io::Result<()> {
-        let new = path.with_extension("new");
-        fs::write(&new, told(record, config, addresses).to_string())?;
-        fs::rename(&new, &path)
+        // It is made under a name that nobody knows before, and never through a link.
+        let everybody_reads = Permissions::from_mode(0o644);
+        let mut new =
+            tempfile::Builder::new().prefix(".new-").permissions(everybody_reads).tempfile_in(&record.what.shared)?;
+        new.write_all(told(record, config, addresses).to_string().as_bytes())?;
+        new.persist(&path).map(drop).map_err(|error| error.error)
     };
     write().map_err(|error| CniError::failed(&format!("write {}", path.display()), error))
 }
