@@ -556,7 +556,9 @@ async fn a_pod_gets_a_token_of_the_mesh_for_each_vf_which_is_void_when_it_ends()
     let site = Site::start_on(node, 2, &config).await;
     site.until_healthy(resource, 2).await;
     site.until_healthy("worker.domain/any", 2).await;
+    let init = site.kubelet().admit_init("one", "init", resource, 2).await.unwrap();
     let answer = site.kubelet().admit("one", "main", resource, 2).await.unwrap();
+    assert_eq!(init.envs, answer.envs, "both have the same VFs, and are admitted before either runs");
     let tokens = Tokens::at(&site.options.nsm_tokens);
     let told = &answer.envs["NSM_SRIOV_TOKENS_worker.domain/10G"];
     let told: Vec<_> = told.split(',').map(ToOwned::to_owned).collect();

@@ -328,11 +328,11 @@ impl Allocator {
             if let Err(error) = self.files.keep_only(&kept, &names, self.resources.are_wires_known()) {
                 warn!(%error, "remove files of devices that no pod has");
             }
-            // Another plugin of the node may have made the others.
+            // Another plugin of the node may have made the others; and a pod may have come since.
             let is_kept = |lease: &str| {
-                let is_ours =
-                    lease.rsplit_once('@').is_some_and(|(resource, _)| names.iter().any(|name| name == resource));
-                !is_ours || kept.iter().any(|name| name.to_string() == lease)
+                let Some((resource, device)) = lease.rsplit_once('@') else { return true };
+                let (is_ours, name) = (names.iter().any(|name| name == resource), LeaseName::new(resource, device));
+                !is_ours || kept.contains(&name) || self.resources.with_grants(|grants| grants.is_held(&name))
             };
             if let Err(error) = self.tokens.keep_only(is_kept) {
                 warn!(%error, "make tokens of devices void that no pod has");
@@ -556,7 +556,13 @@ impl Allocator {
     fn issue_tokens(&self, allotted: &[Allotted]) -> Result<Option<(String, String)>, AllocateError> {
         let Some(first) = allotted.first().filter(|first| first.resource.nsm_tokens) else { return Ok(None) };
         let issue = |device: &Allotted| {
-            self.tokens.issue(&device.lease_name().to_string()).map_err(|error| AllocateError::Token {
+            let lease = device.lease_name().to_string();
+            let token = match device.tenant {
+                // An init container has the same device, and has not run yet.
+                Tenant::Same => self.tokens.share(&lease),
+                Tenant::New | Tenant::Next => self.tokens.issue(&lease),
+            };
+            token.map_err(|error| AllocateError::Token {
                 device: device.member.device.id.clone(),
                 directory: self.tokens.directory().to_owned(),
                 error,

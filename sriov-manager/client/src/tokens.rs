@@ -1,8 +1,8 @@
 //! Tokens of Network Service Mesh for VFs: a pod that has one may ask a forwarder for connections by the VF that it has been lent.
 //!
-//! `device-plugin` makes a token each time that a pod is given a VF, and `dpdk-forwarder` looks up what it is for. In between there is a
-//! directory with a file for each token: named after it, with the lease in it. Nobody can guess a token, and one that a pod had
-//! before means nothing.
+//! `device-plugin` makes a token when a pod is given a VF, the same one for each of its containers, and `dpdk-forwarder` looks up what it
+//! is for. In between there is a directory with a file for each token: named after it, with the lease in it. Nobody can guess a token,
+//! and one that a pod had before means nothing.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -32,6 +32,25 @@ impl Tokens {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         let directory = self.lock()?;
         self.remove(|other| other != lease)?;
+        self.make(lease, &directory)
+    }
+
+    /// The token that a lease has; a new one if it has none.
+    pub fn share(&self, lease: &str) -> io::Result<String> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let directory = self.lock()?;
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if let Some(token) = entry.file_name().to_str().filter(|name| is_token(name))
+                && fs::read_to_string(entry.path())? == lease
+            {
+                return Ok(token.to_owned());
+            }
+        }
+        self.make(lease, &directory)
+    }
+
+    fn make(&self, lease: &str, directory: &File) -> io::Result<String> {
         let token = format!("{PREFIX}{}", fs::read_to_string(RANDOM)?.trim());
         // It is there as a whole or not at all, also after a power cut.
         let (begun, path) = (self.directory.join(format!("{BEGUN}{token}")), self.directory.join(&token));
@@ -59,7 +78,7 @@ impl Tokens {
         self.keep_only(|other| other != lease)
     }
 
-    /// Only tokens of these leases go on meaning something.
+    /// Only tokens of these leases go on meaning something. Nobody makes one meanwhile, so that `is_kept` should ask what is so now.
     pub fn keep_only(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
         match self.lock() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -142,11 +161,14 @@ mod tests {
             [&first, &second, &other].map(|token| tokens.lease_of(token).unwrap()),
             [None, Some(a.to_owned()), Some(b.to_owned())]
         );
+        assert_eq!(tokens.share(a).unwrap(), second);
         fs::write(tokens.directory().join(format!("{BEGUN}x")), "").unwrap();
         tokens.keep_only(|lease| lease == b).unwrap();
         assert_eq!(fs::read_dir(tokens.directory()).unwrap().count(), 1);
         tokens.void(b).unwrap();
         assert_eq!(tokens.lease_of(&other).unwrap(), None);
+        let shared = tokens.share(b).unwrap();
+        assert_eq!((tokens.lease_of(&shared).unwrap().as_deref(), shared != other), (Some(b), true));
     }
 
     #[test]
