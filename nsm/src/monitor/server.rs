@@ -14,6 +14,7 @@ use crate::identity::SpiffeIds;
 use crate::path::SEGMENTS_MAX;
 use crate::proto::connection::monitor_connection_server::{MonitorConnection, MonitorConnectionServer};
 use crate::proto::connection::{Connection, ConnectionEvent, ConnectionEventType, MonitorScopeSelector, State};
+use crate::service::CONNECTIONS_MAX;
 use crate::token::Claims;
 use crate::transport::Peer;
 
@@ -219,8 +220,9 @@ impl Watched {
     }
 }
 
-/// A manager watches each of its connections by itself.
-const LIMITS: FeedLimits = FeedLimits { watchers: 8 << 10, watchers_of_one: 2 << 10, unread: 8 << 10 };
+/// Whoever is before us may be one process for all connections, and watches each by itself: one that is not watched is taken for lost.
+const LIMITS: FeedLimits =
+    FeedLimits { watchers: 2 * CONNECTIONS_MAX, watchers_of_one: CONNECTIONS_MAX, unread: 8 << 10 };
 /// Programs in Go take messages of 4 MiB; this, and one connection more.
 const INITIAL_SIZE_MAX: usize = 1 << 20;
 /// What a connection takes beside itself, with its id.

@@ -21,3 +21,4 @@ pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
 pub use next_hop::{NextHop, NotMade};
 pub use server::ConnectionServer;
+pub(crate) use table::CONNECTIONS_MAX;

@@ -144,7 +144,7 @@ impl Drop for Held {
 }
 
 /// A node's pods, many times over.
-const CONNECTIONS_MAX: usize = 8 << 10;
+pub(crate) const CONNECTIONS_MAX: usize = 8 << 10;
 /// A client has a few; a manager that is not known as one counts for all of its clients.
 const CONNECTIONS_OF_ONE_MAX: usize = 2 << 10;
 /// A caller waits for its answer before it asks again; after a failure several may ask at once.

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustix::net::sockopt::socket_peercred;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -13,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::handshakes::Source;
 use crate::files::{FileStream, Files};
 use crate::identity::{Certificate, Svid};
 use crate::quota::{Quota, Share};
@@ -162,14 +160,6 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// Where it comes from.
-    pub(super) fn source(&self) -> io::Result<Source> {
-        match self {
-            Self::Unix(stream) => Ok(Source::User(socket_peercred(stream)?.uid.as_raw())),
-            Self::Tcp(stream) => Ok(Source::of_address(stream.peer_addr()?.ip())),
-        }
-    }
-
     fn files(&self) -> Option<&Files> {
         match self {
             Self::Unix(stream) => Some(stream.files()),

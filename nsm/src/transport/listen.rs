@@ -133,7 +133,7 @@ impl Listener {
         });
         loop {
             let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-            let (socket, source) = match self.accept().await {
+            let (socket, source) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, say. Whoever waits goes on waiting.
@@ -141,6 +141,10 @@ impl Listener {
                     sleep(ACCEPT_RETRY).await;
                     continue;
                 }
+            };
+            // What is wrong with one connection, which may have been reset already, delays no other.
+            let Ok(socket) = socket.inspect_err(|error| tracing::debug!(%error, "a peer is not served")) else {
+                continue;
             };
             let secured = self.secure(socket, permit, Arc::clone(&quotas));
             let sender = sender.clone();
@@ -153,12 +157,6 @@ impl Listener {
             };
             handshakes.run(source, handshake).await;
         }
-    }
-
-    async fn accept(&self) -> io::Result<(Socket, Source)> {
-        let socket = self.socket.accept().await?;
-        let source = socket.source()?;
-        Ok((socket, source))
     }
 
     /// The handshake, with the identity of now.
@@ -202,16 +200,18 @@ impl ListeningSocket {
         Ok(Self::Unix(AsyncFd::new(Listening(listener))?, file))
     }
 
-    async fn accept(&self) -> io::Result<Socket> {
+    /// The next connection, or what is wrong with it, and where it comes from. An error of the outer kind is of the listening socket.
+    async fn accept(&self) -> io::Result<(io::Result<Socket>, Source)> {
         match self {
             Self::Unix(listener, _) => {
                 let socket = listener.async_io(tokio::io::Interest::READABLE, |listener| listener.0.accept()).await?;
-                Ok(Socket::Unix(FileStream::new(socket)?))
+                let source = Source::User(socket_peercred(&socket)?.uid.as_raw());
+                Ok((FileStream::new(socket).map(Socket::Unix), source))
             }
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                tcp::set_options(&stream)?;
-                Ok(Socket::Tcp(stream))
+                let (stream, address) = listener.accept().await?;
+                let socket = tcp::set_options(&stream).map(|()| Socket::Tcp(stream));
+                Ok((socket, Source::of_address(address.ip())))
             }
         }
     }

@@ -284,6 +284,21 @@ async fn silent_peers_that_come_again_and_again_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn peers_that_reset_at_once_keep_nobody_out() {
+    let identities = Identities::new("example.org");
+    let address = Address::Tcp("127.0.0.1:0".to_owned());
+    let served =
+        Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, ListenLimits::default()).await;
+    let Address::Tcp(host_port) = &served.address else { panic!("{:?}", served.address) };
+    for _ in 0..400 {
+        let reset = std::net::TcpStream::connect(host_port).unwrap();
+        rustix::net::sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
+    }
+    // Had each of them cost a tenth of a second, this would be too late.
+    assert!(call(&served.dial(&identities.identity("/nsmgr")).await, "").await.is_ok());
+}
+
+#[tokio::test]
 async fn files_of_somebody_unknown_are_not_taken() {
     let identities = Identities::new("example.org");
     let directory = tempfile::tempdir().unwrap();
