@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ferrule_ffi::socket_file::{Access, SocketFile};
 use ferrule_ffi::unix::{Kind, UnixListener};
+use rustix::net::sockopt::socket_peercred;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};

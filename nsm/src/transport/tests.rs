@@ -287,8 +287,7 @@ async fn silent_peers_that_come_again_and_again_keep_nobody_out() {
 async fn peers_that_reset_at_once_keep_nobody_out() {
     let identities = Identities::new("example.org");
     let address = Address::Tcp("127.0.0.1:0".to_owned());
-    let served =
-        Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, ListenLimits::default()).await;
+    let served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, ListenLimits::default()).await;
     let Address::Tcp(host_port) = &served.address else { panic!("{:?}", served.address) };
     for _ in 0..400 {
         let reset = std::net::TcpStream::connect(host_port).unwrap();
