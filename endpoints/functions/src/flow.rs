@@ -8,10 +8,9 @@ use crate::packet::{Family, Headers, ICMP, ICMP_V6, Quoted, icmp_of, request_of}
 /// A conversation, whoever of the two sides speaks: addresses, protocol, ports; of an ICMP query its identifier and type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey {
-    /// The end on the client's side.
-    pub client: u128,
-    /// The end on the network's side.
-    pub network: u128,
+    /// Addresses on the client's side and on the network's, in halves: so a key has no gap, and a session fits into a cache line.
+    client: [u64; 2],
+    network: [u64; 2],
     /// Ports, protocol, and which IP.
     rest: u64,
 }
@@ -60,17 +59,23 @@ impl FlowKey {
         let family = u64::from(family == Family::V6);
         let rest =
             u64::from(ports[0]) | u64::from(ports[1]) << 16 | u64::from(protocol) << 32 | family << 40 | asker << 41;
-        Self { client, network, rest }
+        Self { client: halves(client), network: halves(network), rest }
     }
 }
 
 impl Hash for FlowKey {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u128(self.client);
-        state.write_u128(self.network);
+        for [high, low] in [self.client, self.network] {
+            state.write_u128(u128::from(high) << 64 | u128::from(low));
+        }
         state.write_u64(self.rest);
     }
+}
+
+#[inline]
+fn halves(address: u128) -> [u64; 2] {
+    [(address >> 64) as u64, address as u64]
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ pub struct Sessions<S, const KEYS: usize = 1> {
     /// The number of a conversation, times `KEYS`, and which key.
     table: HashTable<u32>,
     slots: Vec<Slot<S, KEYS>>,
+    /// By the same number.
+    places: Vec<Place>,
     free: Vec<u32>,
     queues: Vec<Queue>,
     /// Seeded anew in every process: peers choose addresses and ports, and must not choose where they collide.
@@ -36,21 +38,23 @@ pub struct Class {
     pub can_be_evicted: bool,
 }
 
+/// What a packet needs: whole cache lines, since of very many conversations none is in the cache.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Slot<S, const KEYS: usize> {
     keys: [FlowKey; KEYS],
     seen_ms: u64,
-    /// When it had been seen last as it went to the end of its queue.
-    queued_ms: u64,
-    class: u8,
-    links: Links,
     value: S,
+    class: u8,
 }
 
+/// Where one is in the queue of its class, which packets do not ask for.
 #[derive(Clone, Copy, Debug)]
-struct Links {
+struct Place {
     before: u32,
     after: u32,
+    /// When it had been seen last as it was put there.
+    queued_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +71,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         Self {
             table: HashTable::new(),
             slots: Vec::new(),
+            places: Vec::new(),
             free: Vec::new(),
             queues: classes.iter().map(queue).collect(),
             hasher: RandomState::default(),
@@ -136,13 +141,13 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             self.refused += 1;
             return None;
         }
-        let slot =
-            Slot { keys, seen_ms: now_ms, queued_ms: now_ms, class, links: Links { before: NONE, after: NONE }, value };
+        let slot = Slot { keys, seen_ms: now_ms, value, class };
         let id = if let Some(id) = self.free.pop() {
             self.slots[id as usize] = slot;
             id
         } else {
             self.slots.push(slot);
+            self.places.push(Place { before: NONE, after: NONE, queued_ms: now_ms });
             // Fewer than `max`, which is below NONE.
             (self.slots.len() - 1) as u32
         };
@@ -211,8 +216,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
 
     /// Whether it was seen since it went to the end of its queue.
     fn was_touched(&self, id: u32) -> bool {
-        let slot = &self.slots[id as usize];
-        slot.seen_ms > slot.queued_ms
+        self.slots[id as usize].seen_ms > self.places[id as usize].queued_ms
     }
 
     fn requeue(&mut self, id: u32) {
@@ -244,23 +248,23 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         if before == NONE {
             queue.first = id;
         } else {
-            self.slots[before as usize].links.after = id;
+            self.places[before as usize].after = id;
         }
         let slot = &mut self.slots[id as usize];
-        (slot.class, slot.queued_ms) = (class, slot.seen_ms);
-        slot.links = Links { before, after: NONE };
+        slot.class = class;
+        self.places[id as usize] = Place { before, after: NONE, queued_ms: slot.seen_ms };
     }
 
     fn unlink(&mut self, id: u32) {
-        let Slot { class, links: Links { before, after }, .. } = self.slots[id as usize];
-        let queue = &mut self.queues[usize::from(class)];
+        let Place { before, after, .. } = self.places[id as usize];
+        let queue = &mut self.queues[usize::from(self.slots[id as usize].class)];
         match before {
             NONE => queue.first = after,
-            before => self.slots[before as usize].links.after = after,
+            before => self.places[before as usize].after = after,
         }
         match after {
             NONE => queue.last = before,
-            after => self.slots[after as usize].links.before = before,
+            after => self.places[after as usize].before = before,
         }
     }
 }

@@ -20,7 +20,7 @@ use self::cache::Cache;
 use self::classifier::{Classifier, Found};
 use self::counters::Counters;
 use self::rule::{Action, Policy, Tuple, Unmatched};
-use self::session::{Session, class_of, classes};
+use self::session::{Opening, Session, class_of, classes};
 use self::verdict::{Reason, Verdict};
 use crate::flow::FlowKey;
 use crate::fragments::{Fragments, PacketId, released};
@@ -39,6 +39,8 @@ pub struct Firewall {
     /// Which rules those are: sessions that other rules opened are judged again.
     generation: u32,
     sessions: Sessions<Session>,
+    /// By the numbers of the sessions.
+    openings: Vec<Opening>,
     cache: Cache,
     fragments: Fragments<Verdict>,
     counters: Arc<Counters>,
@@ -55,6 +57,7 @@ impl Firewall {
             classifiers: compile(&policy),
             generation: 0,
             sessions: Sessions::new(sessions_max, &classes()),
+            openings: Vec::new(),
             cache: Cache::default(),
             fragments: Fragments::new(),
             counters: Arc::new(Counters::new(policy.rules.iter().map(|rule| rule.name.as_str()), None)),
@@ -178,20 +181,27 @@ impl Firewall {
             return Verdict::PassRule(rule);
         }
         let session = Session::new(side, headers, rule, self.generation);
-        match self.sessions.insert([key], class_of(headers.protocol), session, now_ms) {
-            Some(_) => Verdict::PassRule(rule),
-            None => Verdict::Drop(Reason::SessionsFull),
+        let Some(id) = self.sessions.insert([key], class_of(headers.protocol), session, now_ms) else {
+            return Verdict::Drop(Reason::SessionsFull);
+        };
+        let opening = Opening { side, tuple: Tuple::of(headers) };
+        match self.openings.get_mut(id as usize) {
+            Some(place) => *place = opening,
+            // Numbers are given in turn.
+            None => self.openings.push(opening),
         }
+        Verdict::PassRule(rule)
     }
 
     /// The rule that a session lives by; none: the rules are others now, and none of them would open it, so it is gone.
     #[inline]
     fn rule_of_session(&mut self, id: u32) -> Option<u32> {
-        let Session { generation, rule, opener, opening, .. } = *self.sessions.get(id);
+        let Session { generation, rule, .. } = *self.sessions.get(id);
         if generation == self.generation {
             return Some(rule);
         }
-        let rule = self.classify(opener, &opening).rule;
+        let Opening { side, tuple } = self.openings[id as usize];
+        let rule = self.classify(side, &tuple).rule;
         let rule = rule.filter(|rule| self.policy.rules[*rule as usize].action == Action::Reflect);
         if let Some(rule) = rule {
             let session = self.sessions.get(id);

@@ -13,17 +13,24 @@ pub struct Session {
     pub generation: u32,
     /// The one that lets it live.
     pub rule: u32,
-    /// Who opened it.
-    pub opener: Side,
-    /// With what.
-    pub opening: Tuple,
+    is_tcp: bool,
     tcp: TcpState,
+}
+
+/// What a session was opened with, for other rules that judge it again.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// By whom.
+    pub side: Side,
+    /// What rules look at.
+    pub tuple: Tuple,
 }
 
 impl Session {
     /// One that this packet opens.
     pub fn new(opener: Side, headers: &Headers, rule: u32, generation: u32) -> Self {
-        let mut session = Self { generation, rule, opener, opening: Tuple::of(headers), tcp: TcpState::default() };
+        let is_tcp = headers.protocol == TCP;
+        let mut session = Self { generation, rule, is_tcp, tcp: TcpState::default() };
         session.see(opener, headers);
         session
     }
@@ -36,7 +43,7 @@ impl Session {
     /// Notes a packet of it.
     #[inline]
     pub fn see(&mut self, side: Side, headers: &Headers) {
-        if headers.protocol == TCP {
+        if self.is_tcp {
             self.tcp.see(side, headers.tcp_flags);
         }
     }
@@ -44,7 +51,7 @@ impl Session {
     /// The class that it idles in.
     #[inline]
     pub fn class(&self) -> u8 {
-        if self.opening.protocol != TCP {
+        if !self.is_tcp {
             return OTHER;
         }
         if self.tcp.is_established() { TCP_ESTABLISHED } else { TCP_TRANSIENT }

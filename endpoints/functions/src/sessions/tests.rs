@@ -127,7 +127,7 @@ proptest! {
                 while id != NONE {
                     let slot = &sessions.slots[id as usize];
                     prop_assert!(now - slot.seen_ms < 2 * CLASSES[class].idle_ms);
-                    id = slot.links.after;
+                    id = sessions.places[id as usize].after;
                 }
             }
         }
@@ -156,4 +156,9 @@ fn key(number: u32) -> FlowKey {
         end: 28,
     };
     FlowKey::of(Side::Client, &headers)
+}
+
+#[test]
+fn a_session_of_a_firewall_is_one_cache_line() {
+    assert_eq!(size_of::<Slot<crate::firewall::session::Session, 1>>(), 64);
 }
