@@ -18,7 +18,7 @@ pub struct Sessions<S, const KEYS: usize = 1> {
     table: HashTable<u32>,
     slots: Vec<Slot<S, KEYS>>,
     /// By the same number.
-    places: Vec<Place>,
+    places: Vec<QueuePlace>,
     free: Vec<u32>,
     queues: Vec<Queue>,
     /// Seeded anew in every process: peers choose addresses and ports, and must not choose where they collide.
@@ -50,7 +50,7 @@ struct Slot<S, const KEYS: usize> {
 
 /// Where one is in the queue of its class, which packets do not ask for.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct QueuePlace {
     before: u32,
     after: u32,
     /// When it had been seen last as it was put there.
@@ -147,7 +147,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             id
         } else {
             self.slots.push(slot);
-            self.places.push(Place { before: NONE, after: NONE, queued_ms: now_ms });
+            self.places.push(QueuePlace { before: NONE, after: NONE, queued_ms: now_ms });
             // Fewer than `max`, which is below NONE.
             (self.slots.len() - 1) as u32
         };
@@ -252,11 +252,11 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         }
         let slot = &mut self.slots[id as usize];
         slot.class = class;
-        self.places[id as usize] = Place { before, after: NONE, queued_ms: slot.seen_ms };
+        self.places[id as usize] = QueuePlace { before, after: NONE, queued_ms: slot.seen_ms };
     }
 
     fn unlink(&mut self, id: u32) {
-        let Place { before, after, .. } = self.places[id as usize];
+        let QueuePlace { before, after, .. } = self.places[id as usize];
         let queue = &mut self.queues[usize::from(self.slots[id as usize].class)];
         match before {
             NONE => queue.first = after,

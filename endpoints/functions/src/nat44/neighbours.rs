@@ -13,7 +13,7 @@ pub struct Neighbours {
     interface: NatInterface,
     known: HashMap<u32, Neighbour, RandomState>,
     /// Frames without their destination, in the order they came.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingFrame>,
     /// Those that waited in vain.
     lost: u64,
     /// When a neighbour was last asked for.
@@ -21,7 +21,7 @@ pub struct Neighbours {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingFrame {
     for_whom: u32,
     until_ms: u64,
     frame: Vec<u8>,
@@ -67,7 +67,7 @@ impl Neighbours {
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.for_whom == address);
         self.waiting = others;
         ours.into_iter()
-            .map(|Waiting { mut frame, .. }| {
+            .map(|WaitingFrame { mut frame, .. }| {
                 frame[..6].copy_from_slice(&mac);
                 frame
             })
@@ -104,7 +104,7 @@ impl Neighbours {
             self.waiting.pop_front();
             self.lost += 1;
         }
-        self.waiting.push_back(Waiting { for_whom: address, until_ms: now_ms + WAIT_MS, frame: frame.to_vec() });
+        self.waiting.push_back(WaitingFrame { for_whom: address, until_ms: now_ms + WAIT_MS, frame: frame.to_vec() });
         (false, ask)
     }
 
