@@ -88,37 +88,45 @@ impl<F: Function + Send + 'static> Hop<F> {
     ) -> Result<Self, HopError> {
         let (counters, stop) = (Arc::new(HopCounters::default()), Arc::new(AtomicBool::new(false)));
         let (orders, ordered) = sync_channel(ORDERS_MAX);
-        let mut threads = Vec::new();
-        let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
-            let thread = thread::Builder::new().name(name).spawn(work).map_err(HopError::Thread)?;
-            threads.push(thread);
-            Ok::<_, HopError>(())
-        };
         let mut doors = Vec::new();
         let wanted =
             specs.map(|spec| Arc::new(WantedEnd { spec: Mutex::new(spec.into()), changes: AtomicU64::new(0) }));
+        // From here on: dropping it ends the threads that it has, also when the next one cannot be had.
+        let mut hop = Self {
+            counters: Arc::clone(&counters),
+            orders,
+            wanted: wanted.clone(),
+            stop: Arc::clone(&stop),
+            threads: Vec::new(),
+        };
+        let notifier = Notifier::new().map_err(HopError::Notifier)?;
         for (side, wanted) in Side::BOTH.into_iter().zip(&wanted) {
             let (opened, door) = sync_channel(0);
             let (gone, again) = sync_channel(1);
             let (wanted, say, stop) = (Arc::clone(wanted), say.clone(), Arc::clone(&stop));
             let work = move || open_again(&wanted, &opened, &again, &stop, |event| say(side, event));
-            spawn(format!("open-{}", side.word()), Box::new(work))?;
             doors.push((door, gone));
+            hop.spawn(&format!("open-{}", side.word()), work)?;
         }
         let worker = Worker {
             function,
             ends: [None, None],
-            wanted: wanted.clone(),
+            wanted,
             opened: [0; 2],
-            counters: Arc::clone(&counters),
-            notifier: Notifier::new().map_err(HopError::Notifier)?,
+            counters,
+            notifier,
             scratch: Scratch::new(),
             started: Instant::now(),
         };
-        let ended = Arc::clone(&stop);
-        let work = move || worker.run(&doors, &ordered, &ended, say);
-        spawn("function".to_owned(), Box::new(work))?;
-        Ok(Self { counters, orders, wanted, stop, threads })
+        let work = move || worker.run(&doors, &ordered, &stop, say);
+        hop.spawn("function", work)?;
+        Ok(hop)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), HopError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(work).map_err(HopError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// What it counts.

@@ -20,6 +20,7 @@ pub struct Functions {
 /// One that runs. Dropping it ends it, which may take half a second.
 pub struct Running {
     hop: Hop<AnyFunction>,
+    link: Link,
     counters: Mutex<AnyCounters>,
     narrow: Narrow,
 }
@@ -52,7 +53,7 @@ impl Functions {
         let function = AnyFunction::new(link, &narrow(&settings));
         let counters = Mutex::new(function.counters());
         let hop = Hop::start(function, ends, say)?;
-        let before = lock(&self.running).insert(name.to_owned(), Arc::new(Running { hop, counters, narrow }));
+        let before = lock(&self.running).insert(name.to_owned(), Arc::new(Running { hop, link, counters, narrow }));
         drop(settings);
         drop(before);
         Ok(())
@@ -93,6 +94,11 @@ impl Running {
     /// What carries its frames.
     pub fn hop(&self) -> &Hop<AnyFunction> {
         &self.hop
+    }
+
+    /// What its frames begin with.
+    pub fn link(&self) -> Link {
+        self.link
     }
 
     /// What it counts with the settings of now.

@@ -23,18 +23,17 @@ pub struct Lease {
 }
 
 impl Leases {
-    /// That of a connection: the one that it has, or a new one. A client that says which address it had keeps that if it is free.
+    /// That of a connection: the one that it has, if the settings still allow it, or a new one. A client that says which address it had
+    /// keeps that if it is free.
     pub fn take(&mut self, id: &str, nat: &NatSettings, asked: &ConnectionContext) -> Result<Lease, Status> {
         if let Some(known) = self.of(id) {
-            return Ok(known);
+            if is_client(nat, known.inside) && nat.is_pool(known.outside.into()) {
+                return Ok(known);
+            }
+            self.give_back(id);
         }
-        let may_have = |address: &Ipv4Addr| {
-            let is_client = match &nat.clients {
-                Some(range) => range.contains(&u32::from(*address)),
-                None => is_host(nat.inside.address, *address),
-            };
-            is_client && *address != nat.inside.address.addr() && self.0.values().all(|lease| lease.inside != *address)
-        };
+        let may_have =
+            |address: &Ipv4Addr| is_client(nat, *address) && self.0.values().all(|lease| lease.inside != *address);
         let had = asked.ip_context.iter().flat_map(|ip| &ip.src_ip_addrs);
         let had = had.filter_map(|text| text.split('/').next()?.parse().ok());
         let all = match &nat.clients {
@@ -99,7 +98,14 @@ impl Lease {
     }
 }
 
-/// Whether a client can have an address of a network: not the first one nor the last one, which are the network's own.
+/// Whether a client can have an address.
+fn is_client(nat: &NatSettings, address: Ipv4Addr) -> bool {
+    let network = nat.inside.address;
+    let is_meant = nat.clients.as_ref().is_none_or(|range| range.contains(&u32::from(address)));
+    is_meant && is_host(network, address) && address != network.addr()
+}
+
+/// Whether it is one of a network's hosts: neither the first address nor the last one, which are the network's own.
 fn is_host(network: Ipv4Net, address: Ipv4Addr) -> bool {
     let own = network.prefix_len() < 31 && (address == network.network() || address == network.broadcast());
     network.contains(&address) && !own
@@ -143,6 +149,18 @@ mod tests {
         assert_eq!(leases.take("e", &nat, &again).unwrap(), first, "what it had is free");
         leases.give_back("b");
         assert_eq!(texts(leases.take("f", &nat, &again).unwrap()).0, "10.0.0.3", "what it had is another one's");
+    }
+
+    #[test]
+    fn what_new_settings_do_not_allow_is_given_anew() {
+        let (mut leases, none) = (Leases::default(), ConnectionContext::default());
+        leases.take("a", &nat(""), &none).unwrap();
+        let elsewhere = nat("clients: 10.0.0.0-10.0.0.7\n");
+        assert_eq!(texts(leases.take("a", &elsewhere, &none).unwrap()), pair("10.0.0.2", "80.80.80.100"));
+        assert_eq!(texts(leases.take("b", &elsewhere, &none).unwrap()), pair("10.0.0.3", "80.80.80.101"));
+        let mut smaller = nat("clients: 10.0.0.4-10.0.0.5\n");
+        smaller.pool = vec![0x5050_5066..=0x5050_5066];
+        assert_eq!(texts(leases.take("a", &smaller, &none).unwrap()), pair("10.0.0.4", "80.80.80.102"));
     }
 
     #[test]

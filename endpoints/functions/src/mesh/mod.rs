@@ -51,7 +51,12 @@ pub async fn serve(
     let MeshArgs { offer: offered, trusted, process } = args;
     // Its chain has a service with matches, which somebody else registers.
     let offer = offered.offer(&name, false)?;
-    let identity = process.identity().await?;
+    let mut stop = Box::pin(stop);
+    // That may take however long.
+    let identity = tokio::select! {
+        identity = process.identity() => identity?,
+        () = &mut stop => return Ok(()),
+    };
     let namespace = open("/proc/self/ns/net", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty());
     let ends = namespace.map_err(Into::into).and_then(|namespace| MemifEnds::new(Arc::new(namespace)));
     let ends = ends.map_err(MeshError::Namespace)?;
@@ -135,8 +140,14 @@ impl Between for MeshFunctions {
             Ok::<_, Status>(EndSpec::Memif(MemifSpec { mode, ..MemifSpec::new(socket, role) }))
         };
         let ends = [end(served, Role::Server)?, end(theirs, Role::Client)?];
+        let link = if is_ip { Link::Ip } else { Link::Ethernet };
         let id = &connection.id;
         if let Some(running) = self.functions.get(id).filter(|running| running.hop().is_alive()) {
+            // It would read frames of the one kind as those of the other.
+            if running.link() != link {
+                let problem = "a connection has another payload than before: close it, and ask for a new one";
+                return Err(Status::invalid_argument(problem));
+            }
             for (side, end) in Side::BOTH.into_iter().zip(ends) {
                 running.hop().set_end(side, end);
             }
@@ -148,7 +159,6 @@ impl Between for MeshFunctions {
             let (id, client) = (id.clone(), client.unwrap_or_default());
             move |side: Side, event| say(&id, &client, side, event)
         };
-        let link = if is_ip { Link::Ip } else { Link::Ethernet };
         let started = self.functions.start(id, link, ends, self.narrow(id), say);
         started.map_err(|error| Status::resource_exhausted(error.to_string()))
     }
@@ -173,3 +183,24 @@ fn say(connection: &str, client: &str, side: Side, event: HopEvent) {
 /// The payload without Ethernet headers.
 const IP: &str = "IP";
 const SHOWN_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_keeps_its_payload() {
+        let functions = Arc::new(Functions::new(FunctionSettings::Passthrough));
+        let mesh = MeshFunctions { functions, leases: Mutex::default() };
+        let sockets = ["served", "theirs"].map(|end| format!("@ferrule-payload-{}-{end}", std::process::id()));
+        let connection =
+            |payload: &str| Connection { id: "a".to_owned(), payload: payload.to_owned(), ..Connection::default() };
+        let join = async |payload: &str| mesh.join(&connection(payload), sockets.each_ref().map(String::as_str)).await;
+        join("ETHERNET").await.unwrap();
+        join("ETHERNET").await.unwrap();
+        assert_eq!(join("IP").await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        mesh.part("a").await;
+        join("IP").await.unwrap();
+        mesh.part("a").await;
+    }
+}
