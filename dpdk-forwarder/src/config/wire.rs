@@ -83,6 +83,7 @@ impl End {
 }
 
 /// Reads an end that has no other one yet.
+#[cfg(feature = "nsm")]
 pub(super) fn read_alone(field: &Field<'_>, diagnostics: &Diagnostics) -> EndSpec {
     read_end(field, diagnostics).spec
 }

@@ -1,6 +1,7 @@
 //! The daemon without its command line: functions that follow their settings, and a page that shows what they count.
 
 use std::sync::Arc;
+#[cfg(feature = "nsm")]
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use self::metrics::Snapshot;
 use crate::config::{Config, ConfigFile, HopEnd};
 use crate::function::Side;
 use crate::hop::{HopError, HopEvent};
+#[cfg(feature = "nsm")]
 use crate::mesh::{self, MeshArgs, MeshError};
 use crate::running::Functions;
 
@@ -47,6 +49,7 @@ pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result
 }
 
 /// Runs a function for each connection that the mesh asks for, until `shutdown` is there.
+#[cfg(feature = "nsm")]
 pub async fn run_in_mesh(
     file: ConfigFile,
     args: MeshArgs,
@@ -142,9 +145,11 @@ pub enum RunError {
     #[error("the settings have no ends; add `client` and `network`, or have the mesh say them with --nsm")]
     NoEnds,
     /// Two would say what its ends are.
+    #[cfg(feature = "nsm")]
     #[error("the settings have ends, and with --nsm the mesh says what they are; remove `client` and `network`")]
     Ends,
     /// The mesh.
+    #[cfg(feature = "nsm")]
     #[error(transparent)]
     Mesh(#[from] MeshError),
     /// Something ended that should not have.

@@ -14,7 +14,7 @@
 //! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
 //! - [`config`]: the settings of a hop; [`agent`]: the same by documents of modules
 //! - [`running`]: one hop, or several by the same settings; [`daemon`]: they run, follow their settings, are looked at
-//! - [`mesh`]: hops of chains that Network Service Mesh composes
+//! - `mesh`: hops of chains that Network Service Mesh composes
 //! - [`webserver`]: real HTTP at the end of a chain
 //! - [`counter`]: numbers that are read while they grow
 
@@ -30,6 +30,7 @@ pub mod fragments;
 mod frames;
 pub mod function;
 pub mod hop;
+#[cfg(feature = "nsm")]
 pub mod mesh;
 pub mod nat44;
 pub mod packet;

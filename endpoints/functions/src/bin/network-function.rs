@@ -9,7 +9,10 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
 use ferrule_functions::config::ConfigFile;
-use ferrule_functions::daemon::{run, run_in_mesh};
+use ferrule_functions::daemon::run;
+#[cfg(feature = "nsm")]
+use ferrule_functions::daemon::run_in_mesh;
+#[cfg(feature = "nsm")]
 use ferrule_functions::mesh::MeshArgs;
 
 /// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, a passthrough or a gateway.
@@ -26,8 +29,10 @@ struct Flags {
     #[arg(long)]
     check: bool,
     /// Be an endpoint of Network Service Mesh: a function for each connection, between memif ends that the mesh says
+    #[cfg(feature = "nsm")]
     #[arg(long)]
     nsm: bool,
+    #[cfg(feature = "nsm")]
     #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
@@ -52,7 +57,9 @@ fn main() -> ExitCode {
         }
     };
     file.config.metrics = flags.metrics.or(file.config.metrics);
-    ferrule_daemon::run(async move |shutdown| {
-        if flags.nsm { run_in_mesh(file, flags.mesh, shutdown).await } else { run(file, shutdown).await }
-    })
+    #[cfg(feature = "nsm")]
+    if flags.nsm {
+        return ferrule_daemon::run(|shutdown| run_in_mesh(file, flags.mesh, shutdown));
+    }
+    ferrule_daemon::run(|shutdown| run(file, shutdown))
 }
