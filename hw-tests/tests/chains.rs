@@ -51,6 +51,81 @@ fn a_chain_is_composed_and_grows_and_no_session_is_lost() {
     near.speak();
 }
 
+#[test]
+fn the_nat_example_runs_by_its_documents_alone() {
+    let test = "the_nat_example_runs_by_its_documents_alone";
+    let Some(program) = forwarder(test).filter(|_| !lacks_namespaces(test)) else { return };
+    let bed = ChainTestbed::new(program);
+    fs::write(bed.path("functions.yaml"), include_str!("../../docs/cnf-nat-functions.yaml")).unwrap();
+    fs::write(bed.path("service.yaml"), NAT_SERVICE).unwrap();
+    let hops = [("client", Some(&bed.clients[0])), ("cnf-nat44", None), ("webserver", Some(&bed.servers))];
+    let _functions = hops.map(|(name, netns)| {
+        fs::create_dir(bed.path(name)).unwrap();
+        let netns = netns.map(|netns| format!(", netns: {}", netns.path().display())).unwrap_or_default();
+        let sockets = bed.path(name);
+        let agent = format!("file: functions.yaml, microservice: {name}, sockets: {}{netns}", sockets.display());
+        bed.run_function(name, &format!("name: {name}\nagent: {{ {agent} }}\n"))
+    });
+    let memif = |name: &str, interface: &str| {
+        let socket = bed.path(name).join(format!("{interface}.sock"));
+        format!("{{ memif: {{ socket: {}, role: server }} }}", socket.display())
+    };
+    let text = format!(
+        "admin: {}
+services:
+  files: [service.yaml]
+  functions:
+    - {{ name: cnf-nat44, service: cnf-nat-example, labels: {{ app: nat44 }}, client: {}, network: {} }}
+    - {{ name: webserver, service: cnf-nat-example, labels: {{ app: webserver }}, client: {} }}
+  clients:
+    - {{ name: client, service: cnf-nat-example, labels: {{ app: client }}, end: {} }}
+",
+        bed.path("admin.sock").display(),
+        memif("cnf-nat44", "memif0"),
+        memif("cnf-nat44", "memif1"),
+        memif("webserver", "memif0"),
+        memif("client", "tap0"),
+    );
+    fs::write(bed.path("wires.yaml"), text).unwrap();
+    let daemon = bed.forwarder();
+    daemon.wait_for("client - cnf-nat44 - webserver");
+    for (netns, interface) in [(&bed.clients[0], "tap0"), (&bed.servers, "memif0")] {
+        netns.wait_for_carrier(interface);
+    }
+    let server = Ipv4Addr::new(80, 80, 80, 80);
+    let listener = bed.servers.run(|| TcpListener::bind((server, 80)).unwrap());
+    let near = bed.clients[0].run(|| TcpStream::connect_timeout(&(server, 80).into(), TIMEOUT).unwrap());
+    let (far, known_as) = listener.accept().unwrap();
+    assert_eq!(near.local_addr().unwrap().ip(), Ipv4Addr::new(192, 168, 100, 10));
+    let pool = (100..=105).map(|host| Ipv4Addr::new(80, 80, 80, host));
+    assert!(pool.into_iter().any(|address| known_as.ip() == address), "{known_as}");
+    Conversation { near, far }.speak();
+}
+
+/// The service of the example, as its files have it.
+const NAT_SERVICE: &str = "apiVersion: networkservicemesh.io/v1alpha1
+kind: NetworkService
+metadata:
+  name: cnf-nat-example
+spec:
+  payload: IP
+  matches:
+    - match:
+      sourceSelector:
+        app: client
+      route:
+        - destination:
+          destinationSelector:
+            app: nat44
+    - match:
+      sourceSelector:
+        app: nat44
+      route:
+        - destination:
+          destinationSelector:
+            app: webserver
+";
+
 /// The namespaces, the folder of all files, and the forwarder's program.
 struct ChainTestbed {
     folder: TempDir,
@@ -87,8 +162,12 @@ impl ChainTestbed {
             ),
             _ => format!("network: {}\npassthrough: {{}}", memif("network")),
         };
+        self.run_function(name, &format!("name: {name}\nclient: {}\n{rest}\n", memif("client")))
+    }
+
+    fn run_function(&self, name: &str, settings: &str) -> Process {
         let file = self.path(&format!("{name}.yaml"));
-        fs::write(&file, format!("name: {name}\nclient: {}\n{rest}\n", memif("client"))).unwrap();
+        fs::write(&file, settings).unwrap();
         let program = self.program.with_file_name("network-function");
         let function = Process::start(Command::new(program).arg("--config").arg(file));
         function.wait_for("ready:");

@@ -120,7 +120,12 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
         parse_address(text).map_err(|wanted| field.wrong(format!("`{text}`; {wanted}"))).ok().map(Some)
     });
     let (ends, function) = if let Some(agent) = table.optional("agent") {
-        read_agent(&agent, &table, directory)?
+        for key in ["client", "network"].into_iter().chain(FUNCTIONS) {
+            if let Some(other) = table.optional(key) {
+                other.wrong("the documents of `agent` say it; remove one of them");
+            }
+        }
+        agent::read(&agent, directory)?
     } else {
         let function = read_function(field, &table, directory);
         let ends = read_ends(field, &table);
@@ -152,21 +157,6 @@ fn read_ends(field: &Field<'_>, table: &Table<'_>) -> Option<Option<[HopEnd; 2]>
         field.wrong_below(place, "its frames begin otherwise than the client's; give both ends one mode");
     }
     Some(Some([client, network]))
-}
-
-/// The documents say both ends and the function.
-fn read_agent(
-    field: &Field<'_>,
-    table: &Table<'_>,
-    directory: &Path,
-) -> Option<(Option<[HopEnd; 2]>, FunctionSettings)> {
-    for key in ["client", "network"].into_iter().chain(FUNCTIONS) {
-        if let Some(other) = table.optional(key) {
-            other.wrong("the documents of `agent` say it; remove one of them");
-        }
-    }
-    let (ends, function) = agent::read(field, directory)?;
-    Some((Some(ends), function))
 }
 
 /// Where a chain ends, there is no network side but the interface.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `document` reads the documents; here they become ends and a function. An endpoint is where clients come in, a client where the chain goes
-//! on. A memif is the socket of its name in `sockets`.
+//! on. A memif is the socket of its name in `sockets`; without that the mesh says what the ends are.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -26,7 +26,7 @@ mod document;
 mod tests;
 
 /// Reads the section, and the documents beside the file in `directory`.
-pub(crate) fn read(field: &Field<'_>, directory: &Path) -> Option<([HopEnd; 2], FunctionSettings)> {
+pub(crate) fn read(field: &Field<'_>, directory: &Path) -> Option<(Option<[HopEnd; 2]>, FunctionSettings)> {
     let table = field.table(&["file", "sockets", "microservice", "netns"])?;
     let file = table.required("file", "the file of the documents");
     let path = |field: Field<'_>| {
@@ -37,7 +37,7 @@ pub(crate) fn read(field: &Field<'_>, directory: &Path) -> Option<([HopEnd; 2], 
         field.wrong(format!("`{}`; an absolute path is wanted", path.display()));
         None
     };
-    let sockets = table.required("sockets", "the directory of the memif sockets").and_then(path);
+    let sockets = table.optional("sockets").map_or(Some(None), |field| path(field).map(Some));
     let netns = table.optional("netns").map_or(Some(None), |field| path(field).map(|path| Some(NetNs::Path(path))));
     let microservice = table.optional("microservice").map_or(Some(None), |field| field.text().map(Some));
     let (file, place) = (file?, Place { sockets: sockets?, netns: netns? });
@@ -55,12 +55,13 @@ pub(crate) fn read(field: &Field<'_>, directory: &Path) -> Option<([HopEnd; 2], 
 
 /// Where the function's interfaces are.
 struct Place {
-    sockets: PathBuf,
+    /// None: the mesh says.
+    sockets: Option<PathBuf>,
     netns: Option<NetNs>,
 }
 
 /// What the documents make of a hop. A problem is said with its cure.
-fn turn_into(modules: Modules, place: &Place) -> Result<([HopEnd; 2], FunctionSettings), String> {
+fn turn_into(modules: Modules, place: &Place) -> Result<(Option<[HopEnd; 2]>, FunctionSettings), String> {
     let Modules { mut clients, mut endpoints, routes, nat_interfaces, pool, forwards, nat_global } = modules;
     let is_nat = nat_global || !(nat_interfaces.is_empty() && pool.is_empty() && forwards.is_empty());
     let (endpoint, client) = (endpoints.pop(), clients.pop());
@@ -74,17 +75,17 @@ fn turn_into(modules: Modules, place: &Place) -> Result<([HopEnd; 2], FunctionSe
             interface.name
         )),
         (Some(endpoint), None) => {
-            let memif = place.memif(&endpoint);
-            Ok(([memif, place.kernel(endpoint, routes)?], FunctionSettings::Gateway))
+            let memif = place.only_memif(&endpoint)?;
+            Ok((Some([memif, place.kernel(endpoint, routes)?]), FunctionSettings::Gateway))
         }
         (None, Some(client)) => {
-            let memif = place.memif(&client);
-            Ok(([place.kernel(client, routes)?, memif], FunctionSettings::Passthrough))
+            let memif = place.only_memif(&client)?;
+            Ok((Some([place.kernel(client, routes)?, memif]), FunctionSettings::Passthrough))
         }
         (Some(endpoint), Some(client)) if is_nat => {
             no_routes(&routes, &[])?;
             let nat = Nat { names: nat_interfaces, pool, forwards }.settings(&endpoint, &client)?;
-            Ok(([place.memif(&endpoint), place.memif(&client)], FunctionSettings::Nat44(nat)))
+            Ok((place.memifs(&endpoint, &client), FunctionSettings::Nat44(nat)))
         }
         (Some(endpoint), Some(client)) => {
             no_routes(&routes, &[])?;
@@ -96,15 +97,24 @@ fn turn_into(modules: Modules, place: &Place) -> Result<([HopEnd; 2], FunctionSe
                     ));
                 }
             }
-            Ok(([place.memif(&endpoint), place.memif(&client)], FunctionSettings::Passthrough))
+            Ok((place.memifs(&endpoint, &client), FunctionSettings::Passthrough))
         }
     }
 }
 
 impl Place {
-    fn memif(&self, interface: &CnfInterface) -> HopEnd {
-        let socket = self.sockets.join(format!("{}.sock", interface.name));
-        HopEnd::Memif(MemifSpec::new(SocketAddress::Path(socket), Role::Client))
+    fn memifs(&self, endpoint: &CnfInterface, client: &CnfInterface) -> Option<[HopEnd; 2]> {
+        Some([self.memif(endpoint)?, self.memif(client)?])
+    }
+
+    fn memif(&self, interface: &CnfInterface) -> Option<HopEnd> {
+        let socket = self.sockets.as_ref()?.join(format!("{}.sock", interface.name));
+        Some(HopEnd::Memif(MemifSpec::new(SocketAddress::Path(socket), Role::Client)))
+    }
+
+    /// The memif beside an interface of the kernel, which no mesh makes.
+    fn only_memif(&self, interface: &CnfInterface) -> Result<HopEnd, String> {
+        self.memif(interface).ok_or_else(|| format!("{} has an end without a mesh; add `sockets`", interface.name))
     }
 
     /// The interface as one of the kernel, with all routes, which are to leave by it.
