@@ -105,6 +105,8 @@ kubelet-pieces: need-kubelet
 images: need-images
 	@echo "==> building (release)"
 	@$(CARGO) build --release --locked -p dpdk-forwarder -p sriov-manager -p device-plugin -p ferrule
+	@# It runs on the node itself, whose C library may be an older one: so it has its own.
+	@$(CARGO) rustc --release --locked -p ferrule-cni --bin ferrule-cni -- -C target-feature=+crt-static
 	@echo "==> images"
 	@$(CARGO) run --quiet --release --locked -p ferrule-deploy --bin images
 

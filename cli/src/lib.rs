@@ -10,6 +10,7 @@
 //! - `bench`: what goes through a wire, beside a peer's program; the crate `ferrule-bench`.
 //! - [`vf`]: SR-IOV VFs of the node.
 //! - `nsm`: Network Service Mesh on this machine.
+//! - [`cni`]: the CNI plugin comes to a node, and goes.
 //! - [`uninstall`]: what is left on a node is removed.
 //! - [`completions`]: completions for a shell.
 //!
@@ -20,6 +21,7 @@ use ferrule_bench as bench;
 use thiserror::Error;
 
 pub mod admin;
+pub mod cni;
 pub mod completions;
 pub mod demo;
 #[cfg(feature = "nsm")]
@@ -59,6 +61,9 @@ pub enum Command {
     /// Network Service Mesh: show it, or run it on this machine
     #[cfg(feature = "nsm")]
     Nsm(Box<nsm::NsmArgs>),
+    /// The CNI plugin of this node: put it there, or take it away
+    #[command(subcommand)]
+    Cni(cni::CniCommand),
     /// Remove what Ferrule left on this node, once its daemons are gone: VFs are given back, files are removed
     Uninstall(uninstall::UninstallArgs),
     /// Print completions for a shell
@@ -87,6 +92,7 @@ impl Cli {
             Command::Vf(args) => vf::run(*args).await,
             #[cfg(feature = "nsm")]
             Command::Nsm(args) => nsm::run(*args).await,
+            Command::Cni(command) => cni::run(&command),
             Command::Uninstall(args) => uninstall::run(&args).await,
             Command::Completions(args) => completions::run(&args),
         }
@@ -126,6 +132,9 @@ pub enum CliError {
     #[cfg(feature = "nsm")]
     #[error(transparent)]
     Nsm(#[from] nsm::NsmError),
+    /// The CNI plugin does not come, or does not go.
+    #[error(transparent)]
+    Cni(#[from] cni::CniCliError),
     /// Something of Ferrule is still on the node.
     #[error(transparent)]
     Uninstall(#[from] uninstall::UninstallError),

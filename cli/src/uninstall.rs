@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::Status;
 
 use crate::CliError;
+use crate::cni::{CniCliError, CniFolders};
 use crate::vf::manager_program;
 
 /// Options of `ferrule uninstall`.
@@ -89,6 +90,9 @@ pub enum UninstallError {
     /// Some VFs have to stay.
     #[error("not everything could be given back, and nothing was removed:\n{0}")]
     Left(String),
+    /// The CNI plugin cannot be taken away.
+    #[error(transparent)]
+    Cni(#[from] CniCliError),
     /// A file cannot be removed.
     #[error("remove {}: {error}", path.display())]
     Remove {
@@ -176,11 +180,11 @@ impl Place<'_> {
         let plugins = fs::read_dir(self.path(PLUGINS)).into_iter().flatten().flatten();
         let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with(PLUGIN_SOCKET));
         let sockets = plugins.filter(|entry| is_ours(&entry.file_name())).map(|entry| entry.path());
-        [RUN, STATE].map(|path| self.path(path)).into_iter().chain(sockets).collect()
+        [RUN, STATE, CNI_STATE].map(|path| self.path(path)).into_iter().chain(sockets).collect()
     }
 
     fn is_empty(&self) -> bool {
-        !self.files().iter().any(|path| path.exists())
+        !self.files().iter().any(|path| path.exists()) && CniFolders::usual(self.host).is_empty()
     }
 
     /// What an uninstall would do, in words. It reads no journal: only the manager that it starts knows what is lent.
@@ -192,6 +196,9 @@ impl Place<'_> {
                 plan.push_str("all VFs of every PF would be removed\n");
             }
         }
+        if !CniFolders::usual(self.host).is_empty() {
+            plan.push_str("the CNI plugin would be taken out of every network and removed\n");
+        }
         for path in self.files().iter().filter(|path| path.exists()) {
             let _ = writeln!(plan, "{}: would be removed", path.display());
         }
@@ -199,7 +206,8 @@ impl Place<'_> {
     }
 
     fn remove(&self) -> Result<String, UninstallError> {
-        let mut done = String::new();
+        // Whoever makes or ends a pod asks it no more then.
+        let mut done = CniFolders::usual(self.host).remove()?;
         for path in self.files() {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
@@ -258,6 +266,8 @@ impl Drop for OwnManager {
 
 const RUN: &str = "/run/ferrule";
 const STATE: &str = "/var/lib/ferrule";
+/// What the CNI plugin has to know later.
+const CNI_STATE: &str = "/var/lib/cni/ferrule";
 const PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 /// What names of device-plugin's sockets there begin with.
 const PLUGIN_SOCKET: &str = "ferrule-";
@@ -275,7 +285,10 @@ mod tests {
     fn only_what_is_ours_is_removed_and_nothing_while_a_daemon_runs() {
         let host = tempfile::tempdir().unwrap();
         let place = Place { host: host.path() };
-        for directory in [RUN, PLUGINS, "/var/lib/ferrule/device-plugin", "/var/lib/ferrule/vf"] {
+        let networks = place.path("/etc/cni/net.d");
+        for directory in
+            [RUN, PLUGINS, CNI_STATE, "/etc/cni/net.d", "/var/lib/ferrule/device-plugin", "/var/lib/ferrule/vf"]
+        {
             fs::create_dir_all(place.path(directory)).unwrap();
         }
         let (ours, others) = (place.path(PLUGINS).join("ferrule-a-1.sock"), place.path(PLUGINS).join("kubelet.sock"));
@@ -292,11 +305,14 @@ mod tests {
             assert!(matches!(place.is_free(), Err(UninstallError::Runs(runs)) if runs == daemon));
         }
         place.is_free().unwrap();
+        let list = r#"{"name": "k8s", "plugins": [{"type": "ptp"}, {"type": "ferrule-cni"}]}"#;
+        fs::write(networks.join("10-k8s.conflist"), list).unwrap();
         let plan = place.plan(true);
-        assert_eq!(plan.lines().count(), 5, "{plan}");
+        assert_eq!(plan.lines().count(), 7, "{plan}");
         assert!(plan.contains("all VFs of every PF would be removed") && ours.exists() && !place.is_empty(), "{plan}");
         let done = place.remove().unwrap();
-        assert_eq!(done.lines().count(), 3, "{done}");
+        assert_eq!(done.lines().count(), 5, "{done}");
+        assert!(!fs::read_to_string(networks.join("10-k8s.conflist")).unwrap().contains("ferrule"));
         assert!(others.exists() && !ours.exists());
         assert!(!place.path(RUN).exists() && !place.path(STATE).exists());
         assert_eq!(place.remove().unwrap(), "", "again changes nothing");

@@ -23,6 +23,12 @@ const FORWARDER: &str = "dpdk-forwarder";
 /// What a person types, in every image.
 pub const COMMAND: &str = "ferrule";
 
+/// In the image of the device plugin, which brings it to the node.
+pub const CNI_PLUGIN: &str = "ferrule-cni";
+
+/// The one that brings it.
+const DEVICE_PLUGIN: &str = "device-plugin";
+
 /// Makes the images.
 #[derive(Clone, Debug)]
 pub struct Product {
@@ -41,7 +47,7 @@ impl Product {
         fs::create_dir_all(directory).map_err(|error| ProductError::File { path: directory.to_owned(), error })?;
         let mut libraries = BTreeSet::new();
         let mut arch = None;
-        for name in DAEMONS.into_iter().chain([COMMAND]) {
+        for name in DAEMONS.into_iter().chain([COMMAND, CNI_PLUGIN]) {
             let program = Program::read(&self.binaries.join(name))?;
             arch = Some(program.arch);
             libraries.extend(program.libraries);
@@ -85,6 +91,9 @@ impl Product {
         files.add(format!("{PROGRAMS}/{name}"), stripped(&self.binaries.join(name))?, 0o755);
         if name == COMMAND {
             files.link(PROBE, format!("{PROGRAMS}/{COMMAND}"));
+        }
+        if name == DEVICE_PLUGIN {
+            files.add(format!("{PROGRAMS}/{CNI_PLUGIN}"), stripped(&self.binaries.join(CNI_PLUGIN))?, 0o755);
         }
         pack(&files)
     }

@@ -74,6 +74,24 @@ fn whatever_is_mounted_is_a_volume_and_every_volume_is_mounted() {
     }
 }
 
+/// Whoever brings the CNI plugin may write two folders of the host, and nothing else.
+#[test]
+fn the_cni_plugin_is_brought_by_who_has_no_rights_but_its_folders() {
+    let patch = parse(&root().join("chart/manifests/device-plugin/cni/patch.yaml")).remove(0);
+    let pod = &patch["spec"]["template"]["spec"];
+    let daemon_set = daemon_set("device-plugin");
+    let daemon = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+    let brings = &pod["initContainers"][0];
+    assert_eq!((&brings["image"], &brings["securityContext"]), (&daemon["image"], &daemon["securityContext"]));
+    let mounts = brings["volumeMounts"].as_array().unwrap().iter();
+    let mounts: BTreeSet<_> = mounts.map(|mount| (text(mount, "/name"), text(mount, "/mountPath"))).collect();
+    let volumes = pod["volumes"].as_array().unwrap().iter();
+    let volumes: BTreeSet<_> =
+        volumes.map(|volume| (text(volume, "/name"), format!("/host{}", text(volume, "/hostPath/path")))).collect();
+    assert_eq!(mounts, volumes.iter().map(|(name, path)| (*name, path.as_str())).collect());
+    assert_eq!(mounts.len(), 2);
+}
+
 /// A private copy of a mount keeps a volume busy that the host has let go of.
 #[test]
 fn mounts_below_what_is_mounted_come_and_go_with_the_host() {
@@ -100,7 +118,7 @@ fn mounts_below_what_is_mounted_come_and_go_with_the_host() {
 #[test]
 fn examples_ask_for_what_an_overlay_has() {
     let mut resources = BTreeSet::new();
-    for overlay in ["software", "sriov", "dpdk"] {
+    for overlay in ["software", "sriov", "dpdk", "interfaces"] {
         let file = root().join("kustomize").join(overlay).join("config.json");
         let config: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
         let list = config["resourceList"].as_array().unwrap();
@@ -117,7 +135,7 @@ fn examples_ask_for_what_an_overlay_has() {
             asked += 1;
         }
     }
-    assert_eq!(asked, 8);
+    assert_eq!(asked, 10);
 }
 
 /// What the scheduler counts twice costs pods that are too many.

@@ -44,8 +44,13 @@ fn the_chart_sends_what_the_overlays_send() {
                 values[key]["config"] = serde_saphyr::from_str(&text).unwrap();
             }
         }
-        if overlay == "nsm" {
-            values["dpdkForwarder"]["nsm"] = json!(true);
+        match overlay {
+            "nsm" => values["dpdkForwarder"]["nsm"] = json!(true),
+            "interfaces" => {
+                values["dpdkForwarder"]["kernelEnds"] = json!(true);
+                values["devicePlugin"]["cni"] = json!(true);
+            }
+            _ => {}
         }
         assert_eq!(helm.template(&values), kubectl.kustomize(overlay), "{overlay}");
     }
@@ -230,7 +235,8 @@ type Daemon = (&'static str, &'static str, &'static str);
 const PLUGIN: Daemon = ("device-plugin", "devicePlugin", "config.json");
 const FORWARDER: Daemon = ("dpdk-forwarder", "dpdkForwarder", "wires.yaml");
 const MANAGER: Daemon = ("sriov-manager", "sriovManager", "policies.yaml");
-const OVERLAYS: [(&str, &[Daemon]); 4] = [
+const OVERLAYS: [(&str, &[Daemon]); 5] = [
+    ("interfaces", &[PLUGIN, FORWARDER]),
     ("software", &[PLUGIN, FORWARDER]),
     ("sriov", &[PLUGIN, MANAGER]),
     ("dpdk", &[PLUGIN, FORWARDER, MANAGER]),
