@@ -35,8 +35,14 @@ impl Forwarder {
 
     /// Whether a wire is there.
     pub fn has(&mut self, name: &str) -> Result<bool, ForwarderError> {
-        let wires = self.ask(async |client| client.list_wires(v1::ListWiresRequest::default()).await)?.wires;
-        Ok(wires.iter().any(|wire| wire.name == name))
+        Ok(self.wires()?.iter().any(|wire| wire.name == name))
+    }
+
+    /// All wires of ours.
+    pub fn wires(&mut self) -> Result<Vec<v1::WireSpec>, ForwarderError> {
+        let ours = v1::ListWiresRequest { owner: Some(OWNER.to_owned()), ..Default::default() };
+        let wires = self.ask(async |client| client.list_wires(ours).await)?.wires;
+        Ok(wires.into_iter().filter_map(|wire| wire.spec).collect())
     }
 
     fn ask<T>(
@@ -83,3 +89,6 @@ impl From<ForwarderError> for CniError {
         Self::new(if is_passing { Code::TryAgain } else { Code::Failed }, error.to_string())
     }
 }
+
+/// Whose wires they are.
+pub const OWNER: &str = "cni";

@@ -17,7 +17,7 @@
 //! - [`interface`]: interfaces in namespaces;
 //! - [`manager`]: `sriov-manager`; [`forwarder`]: `dpdk-forwarder`; [`asking`]: both, one thing after the other;
 //! - [`device_info`]: what programs in the pod are told;
-//! - [`mac`]: addresses of interfaces; [`socket_kind`]: what speaks over sockets.
+//! - [`socket_kind`]: what speaks over sockets.
 
 pub mod asking;
 pub mod call;
@@ -26,7 +26,6 @@ pub mod endpoint;
 pub mod forwarder;
 pub mod interface;
 pub mod ipam;
-pub mod mac;
 pub mod manager;
 pub mod network;
 pub mod plugin;

@@ -24,9 +24,16 @@ impl Manager {
         Ok(list.vfs.into_iter().find(|vf| vf.address == device))
     }
 
-    /// Lends a VF, or makes one that is lent what is asked.
-    pub fn acquire(&mut self, request: &v1::AcquireRequest) -> Result<(), ManagerError> {
-        self.ask(async |client| client.acquire(request.clone()).await).map(drop)
+    /// All leases, those of VFs that are not there as well.
+    pub fn leases(&mut self) -> Result<Vec<v1::Lease>, ManagerError> {
+        let list = self.ask(async |client| client.list(v1::ListRequest::default()).await)?;
+        Ok(list.vfs.into_iter().filter_map(|vf| vf.lease).chain(list.lost).collect())
+    }
+
+    /// Lends a VF, or makes one that is lent what is asked; answers how it is then.
+    pub fn acquire(&mut self, request: &v1::AcquireRequest) -> Result<v1::Vf, ManagerError> {
+        let answer = self.ask(async |client| client.acquire(request.clone()).await)?;
+        Ok(answer.vf.unwrap_or_default())
     }
 
     /// Takes a VF back. A lease that is not there is good as it is.

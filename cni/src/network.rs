@@ -6,8 +6,8 @@ use device_plugin_client::networks::NETWORKS_DEFAULT;
 use ferrule_kubelet::POD_RESOURCES_SOCKET;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use sriov_manager_client::mac::Mac;
 
-use crate::mac::Mac;
 use crate::protocol::{AddResult, Attachment, CniError, Code, Interface, IpAddress, Version};
 
 /// A network's configuration, as it came on standard input.
@@ -121,8 +121,11 @@ impl Network {
     pub fn mac(&self, attachment: &Attachment) -> Result<Option<Mac>, CniError> {
         let mac = self.runtime()?.text("mac")?;
         let mac = mac.or_else(|| attachment.args.get("MAC").cloned()).or(self.keys.text("mac")?);
-        let mac = mac.filter(|mac| !mac.is_empty()).map(|mac| mac.parse()).transpose();
-        mac.map_err(|problem| CniError::config(format!("mac: {problem}")))
+        let Some(text) = mac.filter(|mac| !mac.is_empty()) else { return Ok(None) };
+        let mac = text.parse::<Mac>().ok().filter(|mac| mac.is_unicast());
+        mac.map(Some).ok_or_else(|| {
+            CniError::config(format!("mac: `{text}`, where a unicast address as 02:00:00:00:00:01 is wanted"))
+        })
     }
 
     /// Whether an interface of a container is to stay when garbage is collected.

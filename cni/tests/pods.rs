@@ -8,7 +8,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +24,7 @@ use ferrule_cni::plugin::{Answer, serve_observed};
 use ferrule_kubelet::stand_in::{Kubelet, Options as KubeletOptions, Release, Scenario};
 use serde_json::{Value, json};
 
-use common::{Pod, Site, has, ip};
+use common::{Pod, Site, has, ip, run_killed};
 
 /// A node with everything that runs on it.
 struct Node {
@@ -138,12 +137,16 @@ impl Node {
         annotation: Option<&Value>,
         observer: &(dyn Fn(&str) + Sync),
     ) -> Answer {
+        self.ask_with(command, pod, netns, &self.config_with(annotation), observer)
+    }
+
+    fn config_with(&self, annotation: Option<&Value>) -> Value {
         let mut config = self.config();
         if let Some(annotation) = annotation {
             let annotations = json!({ "ferrule/networks": annotation.to_string(), "other": "x" });
             config["runtimeConfig"] = json!({ "io.kubernetes.cri.pod-annotations": annotations });
         }
-        self.ask_with(command, pod, netns, &config, observer)
+        config
     }
 
     fn config(&self) -> Value {
@@ -170,17 +173,21 @@ impl Node {
         config: &Value,
         observer: &(dyn Fn(&str) + Sync),
     ) -> Answer {
-        let variables = BTreeMap::from([
+        let variables = self.variables(command, pod, netns);
+        let input = config.to_string();
+        let serve = || serve_observed(|name| variables.get(name).cloned(), input.as_bytes(), observer);
+        self.site.host.run(serve).unwrap()
+    }
+
+    fn variables(&self, command: &str, pod: &str, netns: &Pod) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
             ("CNI_COMMAND", command.to_owned()),
             ("CNI_CONTAINERID", format!("sandbox-of-{pod}")),
             ("CNI_IFNAME", "eth0".to_owned()),
             ("CNI_NETNS", netns.path.display().to_string()),
             ("CNI_PATH", self.site.bin().display().to_string()),
             ("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};MAC=02:00:00:00:00:99")),
-        ]);
-        let input = config.to_string();
-        let serve = || serve_observed(|name| variables.get(name).cloned(), input.as_bytes(), observer);
-        self.site.host.run(serve).unwrap()
+        ])
     }
 
     fn must(&self, command: &str, pod: &str, netns: &Pod, annotation: Option<&Value>) -> Value {
@@ -254,6 +261,9 @@ fn a_pod_has_an_interface_for_each_of_its_devices_and_then_all_is_as_it_was() {
     assert_eq!(ips, wanted.map(|(address, index)| (json!(address), json!(index))).each_ref().map(|(a, b)| (a, b)));
     let vf = (0..2).find(|&index| node.site.vf(index).lease.is_some()).unwrap();
     assert_eq!(result["interfaces"][1]["pciID"], json!(node.site.address(vf)));
+    assert_eq!(node.site.asked_of(vf).vlan.unwrap().id, 100);
+    // The container starts, and the device plugin asks for the lease once more, whether it has heard of the VLAN or not.
+    node.site.runtime.block_on(node.kubelet().start_container("one", "intel.com-kernel")).unwrap();
     assert_eq!(node.site.asked_of(vf).vlan.unwrap().id, 100);
     assert_ne!(result["interfaces"][2]["mac"], json!("02:00:00:00:00:99"), "that is for the pod's own interface");
     assert!(ip(&one.netns, "addr show net1").contains("10.9.0.5/24"));
@@ -345,10 +355,8 @@ fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
     let in_del = steps.into_inner();
     assert!(in_add >= 10 && in_del >= 3, "{in_add} {in_del}");
     let die_at = |command, at: usize| {
-        let seen = AtomicUsize::new(0);
-        let observer = |_: &str| assert!(seen.fetch_add(1, Ordering::Relaxed) != at, "killed");
-        let call = AssertUnwindSafe(|| node.ask_observed(command, "one", &netns, Some(&said), &observer));
-        assert!(catch_unwind(call).is_err(), "it was killed");
+        let (variables, input) = (node.variables(command, "one", &netns), node.config_with(Some(&said)).to_string());
+        node.site.host.run(|| run_killed(&variables, &input, at)).unwrap();
     };
     for at in 0..in_add {
         die_at("ADD", at);
@@ -400,6 +408,14 @@ fn gc_takes_back_the_pods_that_the_runtime_has_forgotten() {
     assert!(answer.is_done, "{answer:?}");
     assert!(!has(&one.netns, "net1") && !has(&one.netns, "left") && has(&two.netns, "left"));
     assert_eq!(node.wires(), ["cni/sandbox-of-two/left"]);
+    // The node's state is lost, under a pod that lives and one that does not.
+    node.must("ADD", "one", &one, Some(&at("10.8.0.1/24")));
+    fs::remove_dir_all(node.site.at("cni/endpoint")).unwrap();
+    assert!(node.ask_with("GC", "one", &one, &gc, &|_| ()).is_done);
+    assert_eq!(node.wires(), ["cni/sandbox-of-two/left"]);
+    fs::remove_dir_all(node.site.at("cni")).unwrap();
+    node.must("GC", "one", &one, None);
+    assert_eq!(node.wires(), [""; 0]);
     node.must("DEL", "two", &two, None);
     assert_eq!(node.leftovers(), [""; 0]);
 }

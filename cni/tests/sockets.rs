@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,6 +22,8 @@ use ferrule_endpoints::memif::Endpoint;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use common::run_killed;
 
 /// A node with a forwarder.
 struct Node {
@@ -81,21 +84,24 @@ impl Node {
     }
 
     fn ask_observed(&self, command: &str, container: &str, config: &Value, observer: &dyn Fn(&str)) -> Answer {
+        let variables = self.variables(command, container);
+        let variable = |name: &str| variables.get(name).cloned();
+        serve_observed(variable, config.to_string().as_bytes(), observer)
+    }
+
+    fn variables(&self, command: &str, container: &str) -> BTreeMap<&'static str, String> {
         let netns = self.at(container);
         match command {
             "ADD" => fs::write(&netns, "").unwrap(),
             "DEL" => drop(fs::remove_file(&netns)),
             _ => {}
         }
-        let netns = netns.display().to_string();
-        let variables = BTreeMap::from([
-            ("CNI_COMMAND", command),
-            ("CNI_CONTAINERID", container),
-            ("CNI_IFNAME", "net1"),
-            ("CNI_NETNS", &netns),
-        ]);
-        let variable = |name: &str| variables.get(name).map(ToString::to_string);
-        serve_observed(variable, config.to_string().as_bytes(), observer)
+        BTreeMap::from([
+            ("CNI_COMMAND", command.to_owned()),
+            ("CNI_CONTAINERID", container.to_owned()),
+            ("CNI_IFNAME", "net1".to_owned()),
+            ("CNI_NETNS", netns.display().to_string()),
+        ])
     }
 
     fn must(&self, command: &str, container: &str, config: &Value) -> Value {
@@ -284,12 +290,7 @@ fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
     assert!(node.ask_observed("DEL", "one", &config, &count).is_done);
     let in_del = steps.into_inner();
     assert_eq!((in_add, in_del), (5, 2));
-    let die_at = |command, at: usize| {
-        let seen = AtomicUsize::new(0);
-        let observer = |_: &str| assert!(seen.fetch_add(1, Ordering::Relaxed) != at, "killed");
-        let call = AssertUnwindSafe(|| node.ask_observed(command, "one", &config, &observer));
-        assert!(catch_unwind(call).is_err(), "it was killed");
-    };
+    let die_at = |command, at| run_killed(&node.variables(command, "one"), &config.to_string(), at);
     for at in 0..in_add {
         die_at("ADD", at);
         node.must("DEL", "one", &config);
@@ -325,6 +326,21 @@ fn a_pod_ends_while_the_forwarder_is_away_and_its_end_is_free_for_the_next_one()
     assert_eq!(node.labels(), ["two/net1"]);
     node.must("GC", "", &config);
     assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn gc_after_a_lost_state_parts_nobody_who_is_valid() {
+    let node = Node::start();
+    let config = node.config(&json!({ "iftype": "memif" }), &json!({}));
+    for container in ["one", "two", "three"] {
+        node.must("ADD", container, &config);
+    }
+    fs::remove_dir_all(node.at("cni")).unwrap();
+    let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": "two", "ifname": "net1" }] });
+    node.must("GC", "", &node.config(&json!({ "iftype": "memif" }), &valid));
+    assert_eq!(node.labels(), ["one/net1", "two/net1"]);
+    node.must("GC", "", &config);
+    assert_eq!(node.labels(), [""; 0]);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -147,12 +146,7 @@ fn killed_at_any_step_it_is_taken_back_and_the_next_add_works() {
     let in_del = steps.into_inner();
     assert!(in_add >= 6 && in_del == 2, "{in_add} {in_del}");
 
-    let die_at = |command, at: usize| {
-        let seen = AtomicUsize::new(0);
-        let observer = |_: &str| assert!(seen.fetch_add(1, Ordering::Relaxed) != at, "killed");
-        let call = AssertUnwindSafe(|| site.ask_observed(&pod.asked(command, "c1", &config), &observer));
-        assert!(catch_unwind(call).is_err(), "it was killed");
-    };
+    let die_at = |command, at| site.ask_killed(&pod.asked(command, "c1", &config), at);
     for at in 0..in_add {
         die_at("ADD", at);
         assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done, "{at}");
@@ -223,6 +217,25 @@ fn the_del_of_an_old_pod_leaves_the_next_pod_s_vf_alone() {
 }
 
 #[test]
+fn a_device_plugin_that_lags_behind_undoes_nothing() {
+    let Some(site) = Site::start("a_device_plugin_that_lags_behind", 1) else { return };
+    let before = v1::Attributes { vlan: Some(vlan(5)), spoof_check: Some(true), ..Default::default() };
+    site.lend(0, v1::Driver::Kernel, before.clone());
+    let pod = Pod::new();
+    let config = site.config(0, json!({ "vlan": 100, "trust": "on" }));
+    assert!(site.ask(&pod.asked("ADD", "c1", &config)).is_done);
+    let attached = site.asked_of(0);
+    assert_eq!((attached.vlan, attached.trust), (Some(vlan(100)), Some(true)));
+    site.lend_again(0, before.clone());
+    assert_eq!(site.asked_of(0), attached);
+    assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done);
+    assert_eq!(site.asked_of(0), before);
+    // And the other way: what it has heard of last is of the pod that had the VF.
+    site.lend_again(0, attached);
+    assert_eq!(site.asked_of(0), before);
+}
+
+#[test]
 fn a_del_after_a_reboot_gives_the_lease_back_and_leaves_the_interface() {
     let Some(site) = Site::start("a_del_after_a_reboot", 1) else { return };
     site.lend(0, v1::Driver::Kernel, v1::Attributes::default());
@@ -248,6 +261,24 @@ fn gc_takes_back_what_the_runtime_has_forgotten() {
     assert!(answer.is_done, "{answer:?}");
     assert!(has(&site.host, &site.netdev(0)) && site.vf(0).lease.is_none());
     assert!(has(&two.netns, "net1") && site.vf(1).lease.is_some());
+}
+
+#[test]
+fn gc_after_a_lost_state_gives_back_what_was_borrowed_for_this_network_alone() {
+    let Some(site) = Site::start("gc_after_a_lost_state", 3) else { return };
+    let pods = [Pod::new(), Pod::new(), Pod::new()];
+    for (index, name) in [(0, "net"), (1, "net"), (2, "other")] {
+        let config = site.config(index, json!({ "name": name }));
+        assert!(site.ask(&pods[index as usize].asked("ADD", &format!("c{index}"), &config)).is_done);
+    }
+    // With its namespace the interface of the first comes home.
+    ip(&pods[0].netns, "link del net1");
+    std::fs::remove_dir_all(site.at("cni")).unwrap();
+    let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": "c1", "ifname": "net1" }] });
+    let answer = site.ask(&pods[0].asked("GC", "", &site.config(0, valid)));
+    assert!(answer.is_done, "{answer:?}");
+    let leases = (0..3).map(|index| site.vf(index).lease.map(|lease| lease.id)).collect::<Vec<_>>();
+    assert_eq!(leases, [None, Some("cni/c1/net1".to_owned()), Some("cni/c2/net1".to_owned())]);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub struct Wanted {
     attributes: v1::Attributes,
     /// Which pod has it, if that was told; for people.
     pod: Option<String>,
+    /// The pod that has it already: what a CNI plugin has changed for it since, which need not be known here yet, stays.
+    is_again: bool,
 }
 
 impl Wanted {
@@ -60,7 +62,8 @@ impl Wanted {
         }
         // It may name the pod before.
         let pod = lent.filter(|_| tenant == Tenant::Same).map(|lease| lease.tenant.clone());
-        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
+        let is_again = tenant == Tenant::Same;
+        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod, is_again })
     }
 
     /// The same, with the pod that the kubelet lists with it, if it does.
@@ -88,6 +91,7 @@ impl Wanted {
             driver: self.driver.into(),
             attributes: Some(self.attributes.clone()),
             owner: OWNER.to_owned(),
+            again: self.is_again.then(|| v1::Again { from: Some(self.attributes.clone()), since: 0 }),
             ..Default::default()
         }
     }

@@ -82,6 +82,7 @@ fn request(vf: PciAddress, index: u32) -> Request {
         attributes: Attributes::default(),
         peer: PeerCredentials::myself(),
         force: false,
+        again: None,
     }
 }
 

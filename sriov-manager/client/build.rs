@@ -13,6 +13,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("vf_descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let mut builder = tonic_prost_build::configure();
+    // Others keep what they asked for in files of their own.
+    for message in ["Attributes", "Vlan", "Rate"] {
+        let derive = "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]";
+        builder = builder.type_attribute(format!(".ferrule.vf.v1.{message}"), derive);
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

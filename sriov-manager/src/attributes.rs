@@ -1,74 +1,12 @@
 //! What a PF decides about a VF, and what a lease may ask of it.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sriov_manager_client::v1;
 use thiserror::Error;
 
-/// A MAC address; all zeros means that the PF has set none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// Whether the PF has set none.
-    pub fn is_zero(self) -> bool {
-        self == Self::default()
-    }
-
-    /// A locally administered address for VF `index` of the PF that has `self`: the same after every start, and
-    /// different for neighbouring PFs of one NIC, whose addresses differ by one.
-    #[must_use]
-    pub fn derived(self, index: u32) -> Self {
-        // FNV-1a, 64 bits: short, and the same in every release.
-        let bytes = self.0.into_iter().chain(index.to_be_bytes());
-        let hash = bytes
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        let [.., a, b, c, d, e] = hash.to_be_bytes();
-        Self([0x02, a, b, c, d, e])
-    }
-}
-
-impl FromStr for Mac {
-    type Err = AttributeError;
-
-    fn from_str(text: &str) -> Result<Self, AttributeError> {
-        let wrong = || AttributeError(format!("`{text}`; six bytes as in `02:00:00:00:00:01` are wanted"));
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()));
-            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or_else(wrong)?;
-        }
-        if parts.next().is_some() {
-            return Err(wrong());
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = AttributeError;
-
-    fn try_from(text: String) -> Result<Self, AttributeError> {
-        text.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
+pub use sriov_manager_client::mac::Mac;
 
 /// A name of 64 bits that a fabric of InfiniBand knows a port or a device by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,11 +112,28 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// What becomes of it where `from` and `to` differ: as `to` says, unless somebody has changed it since it was as `from` says.
+    #[must_use]
+    pub fn changed(&self, from: &Self, to: &Self) -> Self {
+        fn one<T: Copy + PartialEq>(is: Option<T>, from: Option<T>, to: Option<T>) -> Option<T> {
+            if from != to && is == from { to } else { is }
+        }
+        Self {
+            mac: one(self.mac, from.mac, to.mac),
+            vlan: one(self.vlan, from.vlan, to.vlan),
+            rate: one(self.rate, from.rate, to.rate),
+            spoof_check: one(self.spoof_check, from.spoof_check, to.spoof_check),
+            trust: one(self.trust, from.trust, to.trust),
+            link_state: one(self.link_state, from.link_state, to.link_state),
+            mtu: one(self.mtu, from.mtu, to.mtu),
+        }
+    }
+
     /// Everything that cannot be meant, in one go.
     pub fn check(&self) -> Result<(), AttributeError> {
         let mut wrong = Vec::new();
         if let Some(mac) = self.mac
-            && (mac.0[0] & 1 == 1 || mac.is_zero())
+            && !mac.is_unicast()
         {
             wrong.push(format!("mac {mac}: a unicast address that is not all zeros is wanted"));
         }
@@ -461,15 +416,5 @@ mod tests {
             assert!(error.contains(part), "{part} in {error}");
         }
         assert_eq!(Attributes::default().check(), Ok(()));
-    }
-
-    #[test]
-    fn derived_addresses_are_local_unicast_and_differ_between_neighbours() {
-        let (first, second) = (Mac([0, 1, 2, 3, 4, 5]), Mac([0, 1, 2, 3, 4, 6]));
-        let mut all: Vec<_> = (0..64).flat_map(|index| [first.derived(index).0, second.derived(index).0]).collect();
-        assert!(all.iter().all(|mac| mac[0] == 2));
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), 128);
     }
 }

@@ -27,6 +27,7 @@ fn lend(vfs: &Vfs, id: &str, vf: PciAddress, vlan: u16) -> Result<(), VfError> {
         attributes,
         peer: ROOT,
         force: false,
+        again: None,
     };
     vfs.acquire(&request).map(drop)
 }

@@ -43,6 +43,7 @@ fn request(vf: PciAddress) -> Request {
         attributes: Attributes::default(),
         peer: ROOT,
         force: false,
+        again: None,
     }
 }
 

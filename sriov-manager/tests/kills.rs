@@ -48,6 +48,7 @@ fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
         attributes,
         peer: ROOT,
         force: false,
+        again: None,
         place: Place::default(),
         owner: None,
         until: None,

@@ -30,6 +30,7 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
         attributes,
         peer: ROOT,
         force: false,
+        again: None,
         place: Place::default(),
         owner: None,
         until: None,

@@ -11,7 +11,7 @@ use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::Stage;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool, Principal};
-use sriov_manager::vfs::{Caller, Choice, Counts, HostVfs, Options, Place, Reason, Request};
+use sriov_manager::vfs::{Again, Caller, Choice, Counts, HostVfs, Options, Place, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -26,6 +26,7 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         attributes: Attributes::default(),
         peer: ROOT,
         force: false,
+        again: None,
         place: Place::default(),
         owner: None,
         until: None,
@@ -149,6 +150,43 @@ fn the_same_request_twice_changes_nothing_and_another_changes_only_what_differs(
     assert_eq!(steps.len(), 1, "and back to what it was: {steps:?}");
     vfs.release(&asked.id, Duration::ZERO, ROOT).unwrap();
     assert_eq!(node.fingerprint(), before);
+}
+
+/// A device plugin and a CNI plugin see to one lease, and neither knows what the other has done a moment ago.
+#[test]
+fn two_who_change_some_attributes_of_a_lease_undo_nothing_of_each_other() {
+    let (node, vfs) = node(2);
+    let plain = request(node.vf(0, 0), Driver::Kernel);
+    let vlan = |id| Some(Vlan { id, ..Vlan::default() });
+    let own = Attributes { vlan: vlan(7), spoof_check: Some(true), ..Attributes::default() };
+    let ask = |from: &Attributes, to: &Attributes, since| {
+        let again = Some(Again { from: from.clone(), since });
+        vfs.acquire(&Request { attributes: to.clone(), again, ..plain.clone() })
+    };
+    let lease = || vfs.facts().leases.get(&node.vf(0, 0)).cloned();
+    let wanted = || lease().unwrap().wanted.attributes;
+    let gone = ask(&own, &own, Some(1)).unwrap_err();
+    assert!(matches!(gone, VfError::NoSuchLease { .. }), "{gone}");
+    ask(&own, &own, None).unwrap();
+    assert_eq!(wanted(), own, "a new one is as it is asked for");
+    let since = Some(lease().unwrap().since);
+
+    let with_network = Attributes { vlan: vlan(100), trust: Some(true), ..own.clone() };
+    ask(&own, &with_network, since).unwrap();
+    assert_eq!(wanted(), with_network);
+    assert_eq!(ask(&own, &own, None).unwrap().steps, [], "who has not heard of it changes nothing");
+    assert_eq!(wanted(), with_network);
+    let more = Attributes { rate: Some(Rate { min: 0, max: 100 }), ..own.clone() };
+    ask(&own, &more, None).unwrap();
+    assert_eq!((wanted().vlan, wanted().rate), (vlan(100), more.rate), "and what it changes is changed");
+    ask(&with_network, &own, since).unwrap();
+    assert_eq!(wanted(), more);
+    ask(&with_network, &own, since).unwrap();
+    assert_eq!(wanted(), more, "what is not as it was taken for stays");
+
+    let another = since.map(|since| since + 1);
+    assert!(matches!(ask(&own, &with_network, another), Err(VfError::NoSuchLease { .. })));
+    assert_eq!(wanted(), more);
 }
 
 #[test]
@@ -499,6 +537,7 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
             attributes: Attributes::default(),
             peer,
             force: false,
+            again: None,
         })
     };
     let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();

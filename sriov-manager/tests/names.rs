@@ -30,6 +30,7 @@ fn request(vf: PciAddress) -> Request {
         attributes: Attributes::default(),
         peer: PeerCredentials::myself(),
         force: false,
+        again: None,
     }
 }
 

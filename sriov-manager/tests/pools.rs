@@ -43,6 +43,7 @@ fn request(id: &str, pools: &[&str]) -> Request {
         attributes: Attributes::default(),
         peer: ROOT,
         force: false,
+        again: None,
     }
 }
 

@@ -257,6 +257,7 @@ fn request(vf: PciAddress) -> Request {
         attributes: Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() },
         peer: ROOT,
         force: false,
+        again: None,
     }
 }
 

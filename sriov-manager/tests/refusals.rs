@@ -23,6 +23,7 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
         attributes,
         peer,
         force: false,
+        again: None,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::mac::Mac;
+use sriov_manager_client::mac::Mac;
+
 use crate::network::Network;
 use crate::protocol::{Attachment, CniError, Code};
 

@@ -1,7 +1,7 @@
 //! DEL, GC and CHECK: the wire is gone, and the interface with it.
 
 use super::EndpointConfig;
-use super::record::{EndpointAttachment, EndpointRecord, KIND};
+use super::record::{CHAIN, EndpointAttachment, EndpointRecord, KIND, wires_of};
 use crate::call::Call;
 use crate::forwarder::Forwarder;
 use crate::interface::{Namespace, lost_address};
@@ -23,7 +23,22 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 pub fn gc_of_chain(call: &Call<'_>) -> Result<(), CniError> {
     let store = Store::open(&call.network.places.state, KIND)?;
     let stale = store.all::<EndpointRecord>()?.into_iter().filter(|record| record.is_stale_of_chain(call.network));
-    CniError::of_all(stale.filter_map(|record| undo(call, &store, &record).err()).collect())
+    let undone = stale.filter_map(|record| undo(call, &store, &record).err());
+    CniError::of_all(undone.chain(remove_lost(call, &store).err()).collect())
+}
+
+/// Wires of the conflist's pods of which nobody knows anything any more: the records are lost, and a journal of the forwarder is not.
+fn remove_lost(call: &Call<'_>, store: &Store) -> Result<(), CniError> {
+    let Ok(mut forwarder) = Forwarder::connect(&call.network.places.forwarder) else { return Ok(()) };
+    let records = store.all::<EndpointRecord>()?;
+    let is_known = |name: &str| {
+        records.iter().any(|record| record.what.wire == name)
+            || call.network.valid.iter().any(|(container, _)| name.starts_with(&wires_of(container)))
+    };
+    let wires = forwarder.wires()?.into_iter();
+    let lost = wires.filter(|wire| wire.labels.get(CHAIN) == Some(&call.network.name) && !is_known(&wire.name));
+    let removed: Vec<_> = lost.filter_map(|wire| forwarder.remove(&wire.name).err()).map(CniError::from).collect();
+    CniError::of_all(removed)
 }
 
 /// Whether a container is attached as ADD said.

@@ -7,6 +7,7 @@ use dpdk_forwarder_client::v1;
 use serde::{Deserialize, Serialize};
 
 use super::EndpointConfig;
+use crate::forwarder::OWNER;
 use crate::protocol::{AddResult, Attachment, CniError, Route};
 use crate::store;
 
@@ -24,7 +25,12 @@ pub type EndpointAttachment = store::Record<EndpointRecord>;
 
 /// What the wire of an attachment is called.
 pub(super) fn wire_name(container: &str, interface: &str) -> String {
-    format!("cni/{}/{interface}", container.get(..CONTAINER_PART).unwrap_or(container))
+    format!("{}{interface}", wires_of(container))
+}
+
+/// What names of wires of a container begin with.
+pub(super) fn wires_of(container: &str) -> String {
+    format!("cni/{}/", container.get(..CONTAINER_PART).unwrap_or(container))
 }
 
 /// The wire as it is to be. The forwarder gives the interface its addresses, and does so again when it has started again.
@@ -49,7 +55,8 @@ pub(super) fn wire(
     let kinds = [v1::end_spec::Kind::Kernel(kernel), v1::end_spec::Kind::Memif(memif)];
     let pod =
         ["K8S_POD_NAMESPACE", "K8S_POD_NAME"].map(|key| attachment.args.get(key).map_or("", String::as_str)).join("/");
-    let labels = [("network", record.network.as_str()), ("endpoint", &config.id), ("pod", &pod)];
+    let chain = record.chain.as_deref().unwrap_or_default();
+    let labels = [("network", record.network.as_str()), ("endpoint", &config.id), ("pod", &pod), (CHAIN, chain)];
     Ok(v1::WireSpec {
         name: record.what.wire.clone(),
         ends: kinds.map(|kind| v1::EndSpec { kind: Some(kind) }).into(),
@@ -80,8 +87,8 @@ fn route(route: &Route, addresses: &AddResult) -> Result<v1::Route, CniError> {
 
 /// Of the records' folder.
 pub const KIND: &str = "endpoint";
-/// Whose wires they are.
-const OWNER: &str = "cni";
+/// The label with the conflist's name.
+pub(super) const CHAIN: &str = "chain";
 /// Names of wires have 64 bytes, and those of interfaces 15.
 const CONTAINER_PART: usize = 44;
 /// Of a label's value.

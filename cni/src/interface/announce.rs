@@ -11,9 +11,9 @@ use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv6Packet,
     Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
+use sriov_manager_client::mac::Mac;
 
 use super::Namespace;
-use crate::mac::Mac;
 use crate::protocol::IpAddress;
 
 /// Tells the neighbours of an interface who has its addresses.

@@ -1,8 +1,7 @@
 //! An interface, as the kernel describes it.
 
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-
-use crate::mac::Mac;
+use sriov_manager_client::mac::Mac;
 
 /// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::errno::Errno;
+use sriov_manager_client::mac::Mac;
 
 use super::Link;
-use crate::mac::Mac;
 use crate::protocol::CniError;
 
 /// A network namespace with a socket of rtnetlink.

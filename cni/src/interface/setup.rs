@@ -13,11 +13,11 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use sriov_manager_client::mac::Mac;
 
 use super::announce::announce;
 use super::namespace::{flags_request, link_request};
 use super::{Link, Namespace};
-use crate::mac::Mac;
 use crate::protocol::{AddResult, CniError, IpAddress, Route};
 
 /// What an interface is to have.
@@ -46,7 +46,9 @@ pub fn set_up(pod: &mut Namespace, link: &Link, wanted: Addressing<'_>) -> Resul
         (format!("add a route to {} through {name}", route.dst), route_request(link.index, route, wanted.ipam))
     };
     pod.request_all(wanted.ipam.routes.iter().map(route).collect())?;
-    let is = with_carrier(pod, name)?;
+    // Without addresses there is nothing that neighbours could be told.
+    let wait = if wanted.ipam.ips.is_empty() { Duration::ZERO } else { CARRIER_WAIT };
+    let is = with_carrier(pod, name, wait)?;
     if let Some(mac) = is.mac
         && let Err(error) = announce(pod, name, mac, &wanted.ipam.ips)
     {
@@ -73,8 +75,8 @@ fn switch(pod: &Namespace, name: &str, is_ipv6: bool) -> Result<(), CniError> {
 }
 
 /// A link may take a moment to come, and what is told before goes nowhere. It need not come.
-fn with_carrier(pod: &mut Namespace, name: &str) -> Result<Link, CniError> {
-    let deadline = Instant::now() + CARRIER_WAIT;
+fn with_carrier(pod: &mut Namespace, name: &str, wait: Duration) -> Result<Link, CniError> {
+    let deadline = Instant::now() + wait;
     loop {
         let link = pod.named(name)?;
         let link = link.ok_or_else(|| CniError::failed(&format!("look at {name}"), "somebody took it away"))?;

@@ -2,10 +2,10 @@
 
 use sriov_manager_client::v1;
 
-use super::record::{InterfaceRecord, KIND, LeaseRecord, VfAttachment, VfRecord};
+use super::VfConfig;
+use super::record::{InterfaceRecord, KIND, LeaseRecord, VfAttachment, VfRecord, lease_id};
 use super::settle::{again, settle};
 use super::tree::{at_home, driver, in_pod, is_for_programs};
-use super::{Attributes, VfConfig};
 use crate::call::Call;
 use crate::device_info::DeviceInfo;
 use crate::interface::{Addressing, Link, Namespace, open_pod, set_up};
@@ -63,7 +63,11 @@ impl Adding<'_> {
         self.write(record.clone())?;
         self.call.step("what the lease is to be is recorded");
         if record.what.lease.is_own || record.what.lease.asked != record.what.lease.before {
-            manager.acquire(&request)?;
+            let lent = manager.acquire(&request)?.lease.and_then(|lease| lease.attributes).unwrap_or_default();
+            if lent != record.what.lease.asked {
+                let problem = "somebody else changes its lease at the same moment";
+                return Err(CniError::new(Code::TryAgain, problem));
+            }
         }
         self.call.step("the lease is as asked");
         let on = driver(&places.root, device).ok_or_else(|| {
@@ -88,11 +92,13 @@ impl Adding<'_> {
     fn lease(&self, vf: &v1::Vf) -> Result<(v1::AcquireRequest, LeaseRecord), CniError> {
         let wanted = &self.config.attributes;
         if let Some(lease) = &vf.lease {
-            let before = Attributes::from(lease.attributes.clone().unwrap_or_default());
+            let before = lease.attributes.clone().unwrap_or_default();
             let asked = wanted.clone().or(&before);
-            let record =
-                LeaseRecord { id: lease.id.clone(), since: lease.since, is_own: false, before, asked: asked.clone() };
-            return Ok((again(lease, asked), record));
+            let request = again(lease, &before, &asked);
+            return Ok((
+                request,
+                LeaseRecord { id: lease.id.clone(), since: lease.since, is_own: false, before, asked },
+            ));
         }
         if !vf.owner.is_empty() {
             let problem = format!(
@@ -101,7 +107,7 @@ impl Adding<'_> {
             );
             return Err(CniError::new(Code::TryAgain, problem));
         }
-        let id = format!("cni/{}/{}", self.attachment.container, self.attachment.interface);
+        let id = lease_id(&self.attachment.container, &self.attachment.interface);
         let is_for_programs = is_for_programs(&vf.driver);
         let driver = if is_for_programs { v1::Driver::VfioPci } else { v1::Driver::Kernel };
         let request = v1::AcquireRequest {
@@ -109,10 +115,10 @@ impl Adding<'_> {
             tenant: format!("{}, network {}", self.attachment, self.call.network.name),
             vf: vf.address.clone(),
             driver: driver.into(),
-            attributes: Some(wanted.clone().into()),
+            attributes: Some(wanted.clone()),
             ..Default::default()
         };
-        let before = Attributes::default();
+        let before = v1::Attributes::default();
         Ok((request, LeaseRecord { id, since: 0, is_own: true, before, asked: wanted.clone() }))
     }
 

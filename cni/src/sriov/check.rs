@@ -1,8 +1,8 @@
 //! CHECK and STATUS.
 
+use super::VfConfig;
 use super::record::{KIND, VfRecord};
 use super::tree::in_pod;
-use super::{Attributes, VfConfig};
 use crate::call::Call;
 use crate::interface::{Namespace, lost_address};
 use crate::ipam::Ipam;
@@ -28,7 +28,7 @@ fn check_vf(call: &Call<'_>, attachment: &Attachment, config: &VfConfig) -> Resu
     }
     let lease = Manager::connect(&places.manager)?.vf(&config.device)?.and_then(|vf| vf.lease);
     let lease = lease.ok_or_else(|| lost(format!("its lease {} is gone", record.lease.id)))?;
-    let has = Attributes::from(lease.attributes.clone().unwrap_or_default());
+    let has = lease.attributes.clone().unwrap_or_default();
     if lease.id != record.lease.id || has != record.lease.asked {
         return Err(lost(format!("its lease is {} by now, or asks for something else", lease.id)));
     }

@@ -1,9 +1,8 @@
 //! A network of VFs, as sriov-cni's configuration has it, key by key.
 
-use sriov_manager_client::v1;
+use sriov_manager_client::mac::Mac;
+use sriov_manager_client::v1::{self, Attributes, Rate, Vlan};
 
-use super::attributes::{Attributes, Rate, Vlan};
-use crate::mac::Mac;
 use crate::network::{Keys, Network};
 use crate::protocol::{Attachment, CniError};
 
@@ -128,17 +127,19 @@ mod tests {
             &[],
         );
         let attributes = config.unwrap().attributes;
-        let wanted = v1::Attributes {
+        let wanted = Attributes {
             mac: Some("02:00:00:00:00:01".into()),
-            vlan: Some(v1::Vlan { id: 100, qos: 3, protocol: v1::VlanProtocol::Dot1ad.into() }),
-            rate: Some(v1::Rate { min: 10, max: 200 }),
+            vlan: Some(Vlan { id: 100, qos: 3, protocol: v1::VlanProtocol::Dot1ad.into() }),
+            rate: Some(Rate { min: 10, max: 200 }),
             spoof_check: Some(false),
             trust: Some(true),
             link_state: Some(v1::LinkState::Enable.into()),
             mtu: None,
         };
-        assert_eq!(v1::Attributes::from(attributes.clone()), wanted);
-        assert_eq!(Attributes::from(wanted), attributes);
+        assert_eq!(attributes, wanted);
+        // As a record has it.
+        let kept = serde_json::to_value(&attributes).unwrap();
+        assert_eq!(serde_json::from_value::<Attributes>(kept).unwrap(), attributes);
         assert_eq!(read(json!({}), &[]).unwrap().attributes, Attributes::default());
         assert_eq!(read(json!({ "deviceID": "3B:02.1" }), &[]).unwrap().device, "0000:3b:02.1");
     }

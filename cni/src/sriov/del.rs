@@ -1,10 +1,11 @@
 //! DEL and GC: everything as it was.
 
-use super::record::{KIND, VfAttachment, VfRecord};
+use super::record::{KIND, LEASES, VfAttachment, VfRecord, lease_id};
 use super::settle::settle;
 use crate::call::Call;
 use crate::device_info::DeviceInfo;
 use crate::ipam::Ipam;
+use crate::manager::Manager;
 use crate::protocol::{Attachment, CniError, Command};
 use crate::store::Store;
 
@@ -24,6 +25,7 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 /// Undoes every attachment of the network but those that are to stay. One that fails does not stop the others.
 pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
     let undone = undo_all(call, |record| record.is_stale(call.network)).err();
+    let undone = undone.or(release_lost(call).err());
     let ipam = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
     CniError::of_all(undone.into_iter().chain(ipam.err()).collect())
 }
@@ -31,6 +33,26 @@ pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
 /// The same of the conflist's pods.
 pub fn gc_of_chain(call: &Call<'_>) -> Result<(), CniError> {
     undo_all(call, |record| record.is_stale_of_chain(call.network))
+}
+
+/// Leases of attachments of this network of which nobody knows anything any more: the records are lost, and they outlive those.
+fn release_lost(call: &Call<'_>) -> Result<(), CniError> {
+    let Ok(mut manager) = Manager::connect(&call.network.places.manager) else { return Ok(()) };
+    let records = Store::open(&call.network.places.state, KIND)?.all::<VfRecord>()?;
+    let of_network = format!(", network {}", call.network.name);
+    let is_known = |id: &str| {
+        let is = |container: &str, interface: &str| lease_id(container, interface) == id;
+        records.iter().any(|record| is(&record.container, &record.interface))
+            || call.network.valid.iter().any(|(container, interface)| is(container, interface))
+    };
+    let leases = manager.leases()?.into_iter();
+    let lost = leases.filter(|lease| lease.tenant.ends_with(&of_network) && lease.id.starts_with(LEASES));
+    let lost: Vec<_> = lost.filter(|lease| !is_known(&lease.id)).collect();
+    let released = lost.iter().filter_map(|lease| {
+        let released = manager.release(&lease.id).map_err(CniError::from);
+        released.map_err(|error| error.about(&format!("device {}", lease.vf))).err()
+    });
+    CniError::of_all(released.collect())
 }
 
 fn undo_all(call: &Call<'_>, is_meant: impl Fn(&VfAttachment) -> bool) -> Result<(), CniError> {

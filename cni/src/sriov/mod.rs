@@ -6,7 +6,6 @@
 //! - `settle`: the way back, of all of them.
 
 mod add;
-mod attributes;
 mod check;
 mod config;
 mod del;
@@ -15,7 +14,6 @@ mod settle;
 mod tree;
 
 pub use add::add;
-pub use attributes::{Attributes, Rate, Vlan};
 pub use check::{check, status};
 pub use config::VfConfig;
 pub use del::{del, gc, gc_of_chain};

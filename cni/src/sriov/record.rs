@@ -1,9 +1,9 @@
 //! What has to be known of an attachment's VF later. Each part is written before what it says is done.
 
 use serde::{Deserialize, Serialize};
+use sriov_manager_client::mac::Mac;
+use sriov_manager_client::v1::Attributes;
 
-use super::Attributes;
-use crate::mac::Mac;
 use crate::store;
 
 /// What was done with a VF, or was about to be.
@@ -47,8 +47,15 @@ pub struct InterfaceRecord {
     pub pod_mac: Option<Mac>,
 }
 
+/// What the lease of an attachment is called that has borrowed its VF itself.
+pub fn lease_id(container: &str, interface: &str) -> String {
+    format!("{LEASES}{container}/{interface}")
+}
+
 /// The record of an attachment with a VF.
 pub type VfAttachment = store::Record<VfRecord>;
 
+/// What names of leases of attachments begin with.
+pub const LEASES: &str = "cni/";
 /// Of the records' folder, and of a lock of a VF.
 pub const KIND: &str = "vf";

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use sriov_manager_client::v1;
 
-use super::Attributes;
 use super::record::{InterfaceRecord, LeaseRecord, VfAttachment};
 use super::tree::{at_home, driver, in_pod, is_for_programs, is_there};
 use crate::call::Call;
@@ -105,23 +104,27 @@ fn give_back(places: &Places, record: &VfAttachment) -> Result<(), ManagerError>
         return manager.release(id);
     }
     let Some(lease) = manager.vf(&record.what.device)?.and_then(|vf| vf.lease) else { return Ok(()) };
-    let attributes = Attributes::from(lease.attributes.clone().unwrap_or_default());
-    if lease.id != *id || lease.since != *since || attributes != *asked {
-        // It is another pod's by now, or was never changed.
+    if lease.id != *id || lease.since != *since {
+        // It is another pod's by now.
         return Ok(());
     }
-    manager.acquire(&again(&lease, before.clone()))
+    match manager.acquire(&again(&lease, asked, before)) {
+        Err(ManagerError::Refused { kind: v1::RefusalKind::NoSuchLease, .. }) => Ok(()),
+        answer => answer.map(drop),
+    }
 }
 
-/// A lease, asked for again with other attributes. What is not said again would be another request.
-pub(super) fn again(lease: &v1::Lease, attributes: Attributes) -> v1::AcquireRequest {
+/// A lease, asked for again with some other attributes: what somebody else has changed of it stays. What is not said again would be another
+/// request.
+pub(super) fn again(lease: &v1::Lease, from: &v1::Attributes, to: &v1::Attributes) -> v1::AcquireRequest {
     v1::AcquireRequest {
         id: lease.id.clone(),
         tenant: lease.tenant.clone(),
         vf: lease.vf.clone(),
         pools: Some(lease.pool.clone()).into_iter().filter(|pool| !pool.is_empty()).collect(),
         driver: lease.driver,
-        attributes: Some(attributes.into()),
+        attributes: Some(to.clone()),
+        again: Some(v1::Again { from: Some(from.clone()), since: lease.since }),
         owner: lease.owner.clone(),
         until: lease.until.clone(),
         ..Default::default()

@@ -49,7 +49,7 @@ pub(super) fn in_pod(
     pod: &mut Namespace,
     device: &str,
     name: &str,
-    mac: Option<crate::mac::Mac>,
+    mac: Option<sriov_manager_client::mac::Mac>,
 ) -> Result<Option<Link>, CniError> {
     if let Some(link) = pod.of_device(device)? {
         return Ok(Some(link));

@@ -2,7 +2,7 @@
 
 use super::SocketConfig;
 use super::files::{has_link, remove};
-use super::seats::{KIND, SeatRecord, SocketAttachment, wire, wire_name};
+use super::seats::{KIND, SeatRecord, SocketAttachment, seat_label, wire, wire_name, wires_of};
 use crate::call::Call;
 use crate::device_info::DeviceInfo;
 use crate::forwarder::Forwarder;
@@ -25,9 +25,26 @@ pub fn del(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
 /// Undoes every attachment of the network but those that are to stay.
 pub fn gc(call: &Call<'_>) -> Result<(), CniError> {
     let store = Store::open(&call.network.places.state, KIND)?;
-    let undone = undo(call, &store, |record| record.is_stale(call.network));
+    let undone = undo(call, &store, |record| record.is_stale(call.network)).and_then(|()| remove_lost(call, &store));
     let released = Ipam::of(call.environment, call.network).map(|ipam| ipam.order(Command::Gc)).transpose();
     undone.and(released).map(drop)
+}
+
+/// Wires of the network of which nobody knows anything any more: the records are lost, and a journal of the forwarder is not.
+fn remove_lost(call: &Call<'_>, store: &Store) -> Result<(), CniError> {
+    let Ok(mut forwarder) = Forwarder::connect(&call.network.places.forwarder) else { return Ok(()) };
+    let _lock = store.lock(&format!("network-{}", call.network.name))?;
+    let records = store.all::<SeatRecord>()?.into_iter().filter(|record| record.network == call.network.name);
+    let known: Vec<_> = records.map(|record| wire_name(&record.network, record.what.pair)).collect();
+    let is_valid = |who: &String| {
+        let mut valid = call.network.valid.iter();
+        valid.any(|(container, interface)| *who == seat_label(container, interface))
+    };
+    let of_network = wires_of(&call.network.name);
+    let wires = forwarder.wires()?.into_iter().filter(|wire| wire.name.starts_with(&of_network));
+    let lost = wires.filter(|wire| !known.contains(&wire.name) && !wire.labels.values().any(is_valid));
+    let removed: Vec<_> = lost.filter_map(|wire| forwarder.remove(&wire.name).err()).map(CniError::from).collect();
+    CniError::of_all(removed)
 }
 
 /// Whether a container is attached as ADD said.

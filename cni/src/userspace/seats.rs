@@ -8,6 +8,7 @@ use dpdk_forwarder_client::v1;
 use serde::{Deserialize, Serialize};
 
 use super::SocketConfig;
+use crate::forwarder::OWNER;
 use crate::socket_kind::Kind;
 use crate::store;
 
@@ -52,7 +53,17 @@ pub fn free_seat(taken: &[SocketAttachment], container: &str) -> (u32, u8) {
 
 /// What the wires of a network are called.
 pub fn wire_name(network: &str, pair: u32) -> String {
-    format!("cni/{network}/{pair}")
+    format!("{}{pair}", wires_of(network))
+}
+
+/// What they begin with.
+pub fn wires_of(network: &str) -> String {
+    format!("cni/{network}/")
+}
+
+/// Who sits at an end, as the labels of its wire say.
+pub fn seat_label(container: &str, interface: &str) -> String {
+    format!("{}/{interface}", short(container))
 }
 
 /// The socket of an end, as the forwarder knows it.
@@ -71,7 +82,7 @@ pub fn wire(own: &SocketAttachment, others: &[SocketAttachment]) -> v1::WireSpec
     let ends = [0, 1].map(|seat| end(&at(seat).unwrap_or(own).what, &path(seat)));
     let who = |seat: u8| Some((format!("end-{seat}"), at(seat)?));
     let labels = [0, 1].into_iter().filter_map(who);
-    let labels = labels.map(|(key, record)| (key, format!("{}/{}", short(&record.container), record.interface)));
+    let labels = labels.map(|(key, record)| (key, seat_label(&record.container, &record.interface)));
     v1::WireSpec {
         name: wire_name(&own.network, pair),
         ends: ends.into(),
@@ -125,8 +136,6 @@ fn end(seat: &SeatRecord, path: &Path) -> v1::EndSpec {
     v1::EndSpec { kind: Some(kind) }
 }
 
-/// Whose wires they are.
-const OWNER: &str = "cni";
 /// Below the shared directory.
 pub(super) const SEATS: &str = ".ferrule";
 

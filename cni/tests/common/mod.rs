@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ferrule_cni::plugin::{Answer, serve_observed};
@@ -130,6 +133,21 @@ impl Site {
         self.manager(async |mut client| client.acquire(request).await);
     }
 
+    /// Asks for that lease once more, as the device plugin does before a container starts, with what it took the lease for when it heard of
+    /// it last.
+    pub fn lend_again(&self, index: u32, attributes: v1::Attributes) {
+        let request = v1::AcquireRequest {
+            id: format!("intel.com/net@{}", self.address(index)),
+            tenant: "a pod".into(),
+            vf: self.address(index),
+            driver: v1::Driver::Kernel.into(),
+            attributes: Some(attributes.clone()),
+            again: Some(v1::Again { from: Some(attributes), since: 0 }),
+            ..Default::default()
+        };
+        self.manager(async |mut client| client.acquire(request).await);
+    }
+
     /// What a lease of a VF asks for.
     pub fn asked_of(&self, index: u32) -> v1::Attributes {
         self.vf(index).lease.unwrap().attributes.unwrap_or_default()
@@ -199,6 +217,18 @@ esac
     }
 
     pub fn ask_observed(&self, asked: &Asked<'_>, observer: &(dyn Fn(&str) + Sync)) -> Answer {
+        let (variables, input) = (self.variables(asked), asked.config.to_string());
+        let serve = || serve_observed(|name| variables.get(name).cloned(), input.as_bytes(), observer);
+        self.host.run(serve).unwrap()
+    }
+
+    /// Asks a program that is killed at this step.
+    pub fn ask_killed(&self, asked: &Asked<'_>, at: usize) {
+        let (variables, input) = (self.variables(asked), asked.config.to_string());
+        self.host.run(|| run_killed(&variables, &input, at)).unwrap();
+    }
+
+    fn variables(&self, asked: &Asked<'_>) -> BTreeMap<&'static str, String> {
         let mut variables = BTreeMap::from([
             ("CNI_COMMAND", asked.command.to_owned()),
             ("CNI_CONTAINERID", asked.container.to_owned()),
@@ -206,9 +236,7 @@ esac
             ("CNI_PATH", self.bin().display().to_string()),
         ]);
         variables.extend(asked.netns.map(|netns| ("CNI_NETNS", netns.display().to_string())));
-        let input = asked.config.to_string();
-        let serve = || serve_observed(|name| variables.get(name).cloned(), input.as_bytes(), observer);
-        self.host.run(serve).unwrap()
+        variables
     }
 
     /// Whether all is as it was before the first ADD.
@@ -243,9 +271,20 @@ impl Pod {
     }
 }
 
+/// Runs the plugin with these variables, and kills it at a step.
+pub fn run_killed(variables: &BTreeMap<&'static str, String>, input: &str, at: usize) {
+    let program = Path::new(env!("CARGO_BIN_EXE_ferrule-cni")).with_file_name("examples").join("killed-cni");
+    let mut plugin = Command::new(program);
+    plugin.envs(variables).env("DIE_AT", at.to_string()).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut plugin = plugin.spawn().unwrap();
+    plugin.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let ended = plugin.wait_with_output().unwrap();
+    assert_eq!(ended.status.signal(), Some(9), "{at}: {}", String::from_utf8_lossy(&ended.stderr));
+}
+
 /// What `ip` says inside a namespace.
 pub fn ip(netns: &NetNs, arguments: &str) -> String {
-    let run = || std::process::Command::new("ip").args(arguments.split(' ')).output();
+    let run = || Command::new("ip").args(arguments.split(' ')).output();
     let output = netns.run(run).unwrap().expect("iproute2 is there");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -6,10 +6,13 @@
 //! - [`connect()`]: a connection to the manager of this node
 //! - [`refusal()`]: why a call was refused, for programs
 //! - [`cache`]: the list of VFs, kept up to date
+//! - [`mac`]: addresses of interfaces
 //! - [`tokens`]: what a pod shows a forwarder of Network Service Mesh for a VF that it has
 
+mod attributes;
 pub mod cache;
 mod connect;
+pub mod mac;
 mod refusal;
 pub mod tokens;
 mod words;

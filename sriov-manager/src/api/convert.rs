@@ -13,7 +13,9 @@ use crate::kernel::EswitchMode;
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::sysfs::RdmaDevice;
-use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfError, VfView, Vfs, View};
+use crate::vfs::{
+    Again, Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfError, VfView, Vfs, View,
+};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.
 pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
@@ -325,7 +327,8 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let v1::AcquireRequest { id, tenant, driver, vf, mut pools, attributes, force, owner, until, place, .. } = message;
+    let v1::AcquireRequest { id, tenant, driver, vf, mut pools, attributes, force, owner, until, place, again, .. } =
+        message;
     // Each is looked through once, however often it is named.
     let mut named = HashSet::new();
     pools.retain(|pool| named.insert(pool.clone()));
@@ -339,11 +342,8 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
     Ok(Request {
         place: place.map(|place| self::place(place, vfs)).transpose()?.unwrap_or_default(),
         driver: optional_driver(driver)?,
-        attributes: attributes
-            .map(Attributes::try_from)
-            .transpose()
-            .map_err(|error| error.to_string())?
-            .unwrap_or_default(),
+        attributes: self::attributes(attributes)?,
+        again: again.map(self::again).transpose()?,
         until: until.map(|until| self::until(until, peer, vfs)).transpose()?,
         owner: some(owner),
         peer: peer.credentials,
@@ -352,6 +352,16 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         choice,
         force,
     })
+}
+
+fn attributes(attributes: Option<v1::Attributes>) -> Result<Attributes, String> {
+    attributes
+        .map_or_else(|| Ok(Attributes::default()), |told| Attributes::try_from(told).map_err(|error| error.to_string()))
+}
+
+fn again(again: v1::Again) -> Result<Again, String> {
+    let from = attributes(again.from).map_err(|error| format!("again.from: {error}"))?;
+    Ok(Again { from, since: Some(again.since).filter(|&since| since > 0) })
 }
 
 /// A VF by its address, which need not be there any more, or by another name.

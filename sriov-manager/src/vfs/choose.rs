@@ -8,7 +8,7 @@ use ferrule_daemon::counted;
 
 use super::reasons::Obstacles;
 use super::request::Resolved;
-use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
+use super::{Again, Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Lease, Stage};
@@ -131,7 +131,17 @@ impl Chooser<'_> {
     }
 
     fn choose(&self, request: &Request) -> Result<Chosen, VfError> {
-        if let Some(lease) = self.state.facts.lease_named(&request.id) {
+        let found = self.state.facts.lease_named(&request.id);
+        let is_meant = |again: &Again| match found {
+            Some(lease) => again.is_of(lease),
+            None => again.since.is_none(),
+        };
+        if let Some(again) = &request.again
+            && !is_meant(again)
+        {
+            return Err(VfError::NoSuchLease { lease: request.id.clone() });
+        }
+        if let Some(lease) = found {
             return self.choose_again(request, lease);
         }
         match &request.choice {
@@ -161,7 +171,8 @@ impl Chooser<'_> {
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
-        let resolved = resolve(state, request, lease.pool.as_ref())?;
+        let pool = lease.pool.as_ref().and_then(|name| state.policies.pool(name));
+        let resolved = request.resolve_again(&lease, pool)?;
         // The rest of a place says which VF is chosen. Groups have other numbers after a start of the machine.
         let mut reasons: Vec<_> = self.other_pf(vf, request).into_iter().collect();
         if lease.wanted != resolved.wanted {

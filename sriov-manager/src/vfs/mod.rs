@@ -75,7 +75,7 @@ pub use reasons::obstacles;
 pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
-pub use request::{Acquired, Choice, Order, Place, Request};
+pub use request::{Acquired, Again, Choice, Order, Place, Request};
 pub(crate) use request::{check_how_many, check_name};
 pub use rules::{AdoptError, Adopted, Counts};
 

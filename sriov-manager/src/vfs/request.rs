@@ -33,6 +33,24 @@ pub struct Request {
     pub peer: PeerCredentials,
     /// Whether a VF is taken that the host itself uses.
     pub force: bool,
+    /// Of a lease that is there already, only some attributes are to be others.
+    pub again: Option<Again>,
+}
+
+/// A change of some attributes of a lease, whatever somebody else has changed of it meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// What its asker takes them for.
+    pub from: Attributes,
+    /// Only of the lease that began then; none: of any, or of a new one.
+    pub since: Option<u64>,
+}
+
+impl Again {
+    /// Whether this lease is meant.
+    pub(super) fn is_of(&self, lease: &Lease) -> bool {
+        self.since.is_none_or(|since| since == lease.since)
+    }
 }
 
 /// Which VF.
@@ -138,6 +156,19 @@ impl Request {
             return Err(VfError::Wrong(problem.to_owned()));
         }
         Ok(Resolved { request: self.clone(), pool: name.cloned(), wanted: Wanted { driver, attributes } })
+    }
+
+    /// The same of the VF of a lease that is there, of which others may have changed something.
+    pub(super) fn resolve_again(&self, lease: &Lease, pool: Option<&Pool>) -> Result<Resolved, VfError> {
+        let mut resolved = self.resolve(lease.pool.as_ref(), pool)?;
+        if let Some(again) = &self.again {
+            let wanted = &mut resolved.wanted;
+            wanted.attributes = lease.wanted.attributes.changed(&again.from, &self.attributes);
+            if wanted.driver != Driver::Kernel {
+                wanted.attributes.mtu = None;
+            }
+        }
+        Ok(resolved)
     }
 
     pub(super) fn check(&self) -> Result<(), VfError> {

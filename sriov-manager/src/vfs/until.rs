@@ -223,6 +223,7 @@ mod tests {
                 attributes: Attributes::default(),
                 peer: PeerCredentials::myself(),
                 force: false,
+                again: None,
             };
             vfs.acquire(&request).unwrap();
             std::fs::remove_dir_all(&process).unwrap();

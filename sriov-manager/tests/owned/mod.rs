@@ -24,6 +24,7 @@ pub fn request(id: &str, choice: Choice, driver: Driver) -> Request {
         attributes: Attributes::default(),
         peer: ROOT,
         force: false,
+        again: None,
     }
 }
 
