@@ -109,7 +109,15 @@ pub fn image(shell: Option<String>, forwarder: Option<PathBuf>) -> Image {
     Image {
         modules: modules.split(' ').collect(),
         programs,
-        own: vec!["sriov-manager", "crash-manager", "device-plugin", "dpdk-forwarder", "responder", "ferrule"],
+        own: vec![
+            "sriov-manager",
+            "crash-manager",
+            "device-plugin",
+            "dpdk-forwarder",
+            "responder",
+            "ferrule",
+            "ferrule-cni",
+        ],
         instead: forwarder.map(|file| ("dpdk-forwarder", file)).into_iter().collect(),
         shell,
     }

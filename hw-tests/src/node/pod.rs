@@ -12,6 +12,7 @@ pub struct Pod {
     pub name: String,
     script: String,
     limits: Vec<(String, u32)>,
+    annotations: serde_json::Map<String, Value>,
     restarts: &'static str,
     namespace: &'static str,
 }
@@ -20,7 +21,8 @@ impl Pod {
     /// One that prints what it was given, and then `started`, and stays.
     pub fn new(name: &str) -> Self {
         let script = "env; ls -l /dev/vfio; echo started; trap 'exit 0' TERM; sleep 100000 & wait".to_owned();
-        Self { name: name.to_owned(), script, limits: Vec::new(), restarts: "Never", namespace: "default" }
+        let (limits, annotations) = (Vec::new(), serde_json::Map::new());
+        Self { name: name.to_owned(), script, limits, annotations, restarts: "Never", namespace: "default" }
     }
 
     /// In another namespace.
@@ -33,6 +35,13 @@ impl Pod {
     #[must_use]
     pub fn with(mut self, resource: &str, count: u32) -> Self {
         self.limits.push((resource.to_owned(), count));
+        self
+    }
+
+    /// With an annotation.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &Value) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_string().into());
         self
     }
 
@@ -58,7 +67,7 @@ impl Pod {
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": {"name": self.name, "namespace": self.namespace, "annotations": self.annotations},
             "spec": {
                 "restartPolicy": self.restarts,
                 "terminationGracePeriodSeconds": 1,

@@ -18,6 +18,8 @@ pub enum Overlay {
     Sriov,
     /// Endpoints of the forwarder.
     Software,
+    /// Endpoints that are interfaces of their pods, by the CNI plugin.
+    Interfaces,
     /// All three daemons, with endpoints of the forwarder. The manager has the machine's own NICs, and no pool of them.
     Dpdk,
 }
@@ -152,6 +154,8 @@ devicePlugin:
                 self.make_missing_files()?;
                 self.patches_for_nic()
             }
+            // As it stands.
+            Overlay::Interfaces => String::new(),
             Overlay::Software | Overlay::Dpdk => {
                 let config = format!(r#"{{"resourceList": [{{"resourceName": "dpdk", "software": {SOFTWARE}}}]}}"#);
                 fs::write(base.join("config.json"), config).context("fill in config.json")?;
@@ -222,6 +226,7 @@ impl Overlay {
         match self {
             Self::Sriov => "sriov",
             Self::Software => "software",
+            Self::Interfaces => "interfaces",
             Self::Dpdk => "dpdk",
         }
     }
@@ -230,7 +235,7 @@ impl Overlay {
     pub fn daemon_sets(self) -> &'static [&'static str] {
         match self {
             Self::Sriov => &["device-plugin"],
-            Self::Software => &["dpdk-forwarder", "device-plugin"],
+            Self::Software | Self::Interfaces => &["dpdk-forwarder", "device-plugin"],
             Self::Dpdk => &["dpdk-forwarder", "sriov-manager", "device-plugin"],
         }
     }

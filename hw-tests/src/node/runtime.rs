@@ -62,7 +62,7 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Writes the configuration of all programs into the node's folder.
+/// Writes the configuration of all programs into the node's folder, and its network where every node has it.
 pub fn write_config(pieces: &NodePieces, more_of_kubelet: &str) -> Result<()> {
     let run = pieces.run();
     for (file, text) in CONFIG {
@@ -94,7 +94,7 @@ const APPLETS: [&str; 16] = [
 
 const CONFIG: [(&str, &str); 4] = [
     ("containerd.toml", include_str!("../../node/config/containerd.toml")),
-    ("cni/10-node.conflist", include_str!("../../node/config/cni/10-node.conflist")),
+    ("/etc/cni/net.d/10-node.conflist", include_str!("../../node/config/cni/10-node.conflist")),
     ("kubeconfig.yaml", include_str!("../../node/config/kubeconfig.yaml")),
     ("kubelet.yaml", include_str!("../../node/config/kubelet.yaml")),
 ];

@@ -2,6 +2,7 @@
 //!
 //! - `hardware`: the lab itself: what the others build upon;
 //! - `bench`: `ferrule bench` and its doctor on VFs;
+//! - `cni`: VFs into pods and back by the CNI plugin;
 //! - `groups`: a VF in a crowded IOMMU group;
 //! - `instructions`: what a frame costs, beside testpmd;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
@@ -15,6 +16,7 @@
 //! - `wires`: VFs polled by the forwarder.
 
 mod bench;
+mod cni;
 mod crashes;
 mod groups;
 mod hardware;
@@ -73,6 +75,9 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_kubelet_is_answered_and_told_soon", &[pods::times]).within(Duration::from_mins(5)),
     Scenario::new("killed_plugins_a_full_disk_and_a_manager_away_cost_no_pod", &[pods::mishaps])
         .within(Duration::from_mins(8)),
+    Scenario::new("a_cni_plugin_moves_a_vf_into_pods_and_back", &[cni::into_pods_and_back]),
+    Scenario::new("an_add_that_the_nic_refuses_leaves_nothing", &[cni::refused]),
+    Scenario::new("a_cni_plugin_is_quick", &[cni::times]).within(Duration::from_mins(2)),
     Scenario::new("frames_cross_between_a_vf_and_memif_a_namespace_and_vhost_user", &[wires::frames_cross])
         .within(Duration::from_mins(6)),
     Scenario::new("frames_cross_between_two_vfs_of_one_pf", &[wires::vf_to_vf]).within(Duration::from_mins(6)),

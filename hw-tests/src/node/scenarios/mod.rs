@@ -5,6 +5,7 @@ use super::scenario::NodeScenario;
 mod allocation;
 mod changes;
 mod dashboard;
+mod interfaces;
 mod product;
 mod restarts;
 mod standalone;
@@ -28,6 +29,9 @@ pub const ALL: &[NodeScenario] = &[
     NodeScenario::cluster("the_product_comes_by_helm", product::comes_by_helm),
     NodeScenario::cluster("two_pods_are_joined_without_a_nic", product::joins_two_pods_without_a_nic),
     NodeScenario::cluster("two_pods_of_an_example_are_joined_by_sidecars", product::sidecars_join_two_pods),
+    NodeScenario::cluster("interfaces_join_two_pods_without_multus", interfaces::join_two_pods_without_multus),
+    NodeScenario::cluster("vfs_get_the_network_of_their_resource", interfaces::vfs_get_the_network_of_their_resource),
+    NodeScenario::cluster("devices_are_handed_over_in_order", interfaces::devices_are_handed_over_in_order),
     NodeScenario::cluster("uninstall_leaves_nothing", product::uninstall_leaves_nothing),
     NodeScenario::cluster("the_dashboard_shows_what_happens", dashboard::shows_what_happens),
     NodeScenario::standalone("kubelet_1_37_registers_lists_and_allocates", standalone::registers_lists_and_allocates),
