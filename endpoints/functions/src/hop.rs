@@ -88,7 +88,6 @@ impl<F: Function + Send + 'static> Hop<F> {
     ) -> Result<Self, HopError> {
         let (counters, stop) = (Arc::new(HopCounters::default()), Arc::new(AtomicBool::new(false)));
         let (orders, ordered) = sync_channel(ORDERS_MAX);
-        let mut doors = Vec::new();
         let wanted =
             specs.map(|spec| Arc::new(WantedEnd { spec: Mutex::new(spec.into()), changes: AtomicU64::new(0) }));
         // From here on: dropping it ends the threads that it has, also when the next one cannot be had.
@@ -100,6 +99,8 @@ impl<F: Function + Send + 'static> Hop<F> {
             threads: Vec::new(),
         };
         let notifier = Notifier::new().map_err(HopError::Notifier)?;
+        // They go first then: a thread may wait for its own.
+        let mut doors = Vec::new();
         for (side, wanted) in Side::BOTH.into_iter().zip(&wanted) {
             let (opened, door) = sync_channel(0);
             let (gone, again) = sync_channel(1);

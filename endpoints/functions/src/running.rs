@@ -74,6 +74,15 @@ impl Functions {
         lock(&self.running).remove(name)
     }
 
+    /// Has one take the settings of now again, of which it has another part than before.
+    pub fn narrow_again(&self, name: &str) {
+        let settings = self.settings();
+        if let Some(running) = self.get(name) {
+            // One that is dead is found so by whoever looks after it.
+            running.adopt(&settings);
+        }
+    }
+
     /// Has all of them take other settings, and keep what they know. Blocks until each has heard of it. The names of those that are dead.
     pub fn adopt(&self, newer: &FunctionSettings) -> Vec<String> {
         {

@@ -26,26 +26,25 @@ impl Leases {
     /// That of a connection: the one that it has, if the settings still allow it, or a new one. A client that says which address it had
     /// keeps that if it is free.
     pub fn take(&mut self, id: &str, nat: &NatSettings, asked: &ConnectionContext) -> Result<Lease, Status> {
-        if let Some(known) = self.of(id) {
-            if is_client(nat, known.inside) && nat.is_pool(known.outside.into()) {
-                return Ok(known);
-            }
-            self.give_back(id);
-        }
-        let may_have =
-            |address: &Ipv4Addr| is_client(nat, *address) && self.0.values().all(|lease| lease.inside != *address);
+        // What it has is its own until it has something else.
+        let known = self.of(id);
+        let others = || self.0.iter().filter(|(other, _)| *other != id).map(|(_, lease)| lease);
+        let may_have = |address: &Ipv4Addr| is_client(nat, *address) && others().all(|lease| lease.inside != *address);
         let had = asked.ip_context.iter().flat_map(|ip| &ip.src_ip_addrs);
         let had = had.filter_map(|text| text.split('/').next()?.parse().ok());
         let all = match &nat.clients {
             Some(range) => range.clone(),
             None => u32::from(nat.inside.address.network())..=u32::from(nat.inside.address.broadcast()),
         };
-        let inside = had.chain(all.map(Ipv4Addr::from)).find(may_have).ok_or_else(|| {
-            let network = nat.inside.address.trunc();
-            Status::resource_exhausted(format!("no address of {network} is left for another client of the NAT44"))
-        })?;
-        let mut pool = nat.pool.iter().cloned().flatten().map(Ipv4Addr::from);
-        let outside = pool.find(|address| self.0.values().all(|lease| lease.outside != *address)).ok_or_else(|| {
+        let known_inside = known.map(|lease| lease.inside);
+        let inside =
+            known_inside.into_iter().chain(had).chain(all.map(Ipv4Addr::from)).find(may_have).ok_or_else(|| {
+                let network = nat.inside.address.trunc();
+                Status::resource_exhausted(format!("no address of {network} is left for another client of the NAT44"))
+            })?;
+        let known_outside = known.map(|lease| lease.outside).filter(|address| nat.is_pool((*address).into()));
+        let mut pool = known_outside.into_iter().chain(nat.pool.iter().cloned().flatten().map(Ipv4Addr::from));
+        let outside = pool.find(|address| others().all(|lease| lease.outside != *address)).ok_or_else(|| {
             let count = nat.pool_len();
             Status::resource_exhausted(format!(
                 "each client of the NAT44 has an address of its pool, and all {count} are in use: give it a larger `pool`"
@@ -161,6 +160,9 @@ mod tests {
         let mut smaller = nat("clients: 10.0.0.4-10.0.0.5\n");
         smaller.pool = vec![0x5050_5066..=0x5050_5066];
         assert_eq!(texts(leases.take("a", &smaller, &none).unwrap()), pair("10.0.0.4", "80.80.80.102"));
+        let kept = leases.of("b");
+        leases.take("b", &smaller, &none).unwrap_err();
+        assert_eq!(leases.of("b"), kept, "there is none for it, and its function has this one still");
     }
 
     #[test]

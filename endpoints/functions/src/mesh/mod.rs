@@ -5,7 +5,7 @@
 
 pub mod lease;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 use ferrule_dataplane::spec::{MemifSpec, Mode, Role, SocketAddress};
@@ -60,7 +60,7 @@ pub async fn serve(
     let namespace = open("/proc/self/ns/net", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty());
     let ends = namespace.map_err(Into::into).and_then(|namespace| MemifEnds::new(Arc::new(namespace)));
     let ends = ends.map_err(MeshError::Namespace)?;
-    let between = Arc::new(MeshFunctions { functions, leases: Mutex::default() });
+    let between = Arc::new(MeshFunctions { functions, leases: Arc::default() });
     let manager = offered.connect_to.parse().map_err(ProcessError::from)?;
     let middle =
         MiddleEndpoint::new(between, ends, offer.labels.clone(), &manager, identity.clone(), process.dial_options());
@@ -93,14 +93,14 @@ pub enum MeshError {
 /// A function for each connection.
 struct MeshFunctions {
     functions: Arc<Functions>,
-    leases: Mutex<Leases>,
+    leases: Arc<Mutex<Leases>>,
 }
 
 impl MeshFunctions {
     /// What the function of a connection has of the settings of all.
     fn narrow(&self, id: &str) -> Narrow {
-        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).of(id);
-        Box::new(move |settings| match (settings, lease) {
+        let (leases, id) = (Arc::clone(&self.leases), id.to_owned());
+        Box::new(move |settings| match (settings, lock(&leases).of(&id)) {
             (FunctionSettings::Nat44(nat), Some(Lease { outside, .. })) => {
                 FunctionSettings::Nat44(nat.of_one(u32::from(outside)))
             }
@@ -109,9 +109,22 @@ impl MeshFunctions {
     }
 }
 
+fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
+    leases.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn link_of(connection: &Connection) -> Link {
+    if connection.payload == IP { Link::Ip } else { Link::Ethernet }
+}
+
 #[tonic::async_trait]
 impl Between for MeshFunctions {
     fn ask(&self, asked: &Connection) -> Result<ConnectionContext, Status> {
+        // It would read frames of the one kind as those of the other.
+        if self.functions.get(&asked.id).is_some_and(|running| running.link() != link_of(asked)) {
+            let problem = "a connection has another payload than before: close it, and ask for a new one";
+            return Err(Status::invalid_argument(problem));
+        }
         let context = asked.context.clone().unwrap_or_default();
         let FunctionSettings::Nat44(nat) = self.functions.settings() else { return Ok(context) };
         if asked.payload == IP {
@@ -119,12 +132,18 @@ impl Between for MeshFunctions {
                 "a NAT44 is a router between two Ethernet networks, and the payload of this service is IP",
             ));
         }
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(leases.take(&asked.id, &nat, &context)?.behind(&nat, &context))
+        let (before, lease) = {
+            let mut leases = lock(&self.leases);
+            (leases.of(&asked.id), leases.take(&asked.id, &nat, &context)?)
+        };
+        if before.is_some_and(|before| before != lease) {
+            self.functions.narrow_again(&asked.id);
+        }
+        Ok(lease.behind(&nat, &context))
     }
 
     fn answer(&self, id: &str, behind: ConnectionContext) -> ConnectionContext {
-        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).of(id);
+        let lease = lock(&self.leases).of(id);
         match (self.functions.settings(), lease) {
             (FunctionSettings::Nat44(nat), Some(lease)) => lease.in_front(&nat, behind),
             _ => behind,
@@ -132,22 +151,16 @@ impl Between for MeshFunctions {
     }
 
     async fn join(&self, connection: &Connection, [served, theirs]: [&str; 2]) -> Result<(), Status> {
-        let is_ip = connection.payload == IP;
+        let link = link_of(connection);
         let end = |socket: &str, role| {
             let socket: SocketAddress =
                 socket.parse().map_err(|error| Status::invalid_argument(format!("the socket of a memif: {error}")))?;
-            let mode = if is_ip { Mode::Ip } else { Mode::Ethernet };
+            let mode = if link == Link::Ip { Mode::Ip } else { Mode::Ethernet };
             Ok::<_, Status>(EndSpec::Memif(MemifSpec { mode, ..MemifSpec::new(socket, role) }))
         };
         let ends = [end(served, Role::Server)?, end(theirs, Role::Client)?];
-        let link = if is_ip { Link::Ip } else { Link::Ethernet };
         let id = &connection.id;
         if let Some(running) = self.functions.get(id).filter(|running| running.hop().is_alive()) {
-            // It would read frames of the one kind as those of the other.
-            if running.link() != link {
-                let problem = "a connection has another payload than before: close it, and ask for a new one";
-                return Err(Status::invalid_argument(problem));
-            }
             for (side, end) in Side::BOTH.into_iter().zip(ends) {
                 running.hop().set_end(side, end);
             }
@@ -164,10 +177,10 @@ impl Between for MeshFunctions {
     }
 
     async fn part(&self, id: &str) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).give_back(id);
         let running = self.functions.remove(id);
-        // Its threads are waited for.
+        // Its threads are waited for: until then it answers for its addresses.
         let _ = spawn_blocking(move || drop(running)).await;
+        lock(&self.leases).give_back(id);
     }
 }
 
@@ -191,15 +204,16 @@ mod tests {
     #[tokio::test]
     async fn a_connection_keeps_its_payload() {
         let functions = Arc::new(Functions::new(FunctionSettings::Passthrough));
-        let mesh = MeshFunctions { functions, leases: Mutex::default() };
+        let mesh = MeshFunctions { functions, leases: Arc::default() };
         let sockets = ["served", "theirs"].map(|end| format!("@ferrule-payload-{}-{end}", std::process::id()));
         let connection =
             |payload: &str| Connection { id: "a".to_owned(), payload: payload.to_owned(), ..Connection::default() };
         let join = async |payload: &str| mesh.join(&connection(payload), sockets.each_ref().map(String::as_str)).await;
         join("ETHERNET").await.unwrap();
         join("ETHERNET").await.unwrap();
-        assert_eq!(join("IP").await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        assert_eq!(mesh.ask(&connection("IP")).unwrap_err().code(), tonic::Code::InvalidArgument);
         mesh.part("a").await;
+        mesh.ask(&connection("IP")).unwrap();
         join("IP").await.unwrap();
         mesh.part("a").await;
     }
