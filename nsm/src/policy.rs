@@ -112,9 +112,17 @@ pub(crate) fn check_signer(segments: &[PathSegment], at: usize, neighbour: &Cert
 impl From<Denied> for Status {
     /// The text begins as that of the Go programs.
     fn from(denied: Denied) -> Self {
-        Self::new(Code::PermissionDenied, format!("no sufficient privileges: {denied}"))
+        Self::new(Code::PermissionDenied, format!("{DENIED}: {denied}"))
     }
 }
+
+/// Whether a token is not believed. Over a new connection, with the certificates of now, it may be. What else is denied stays so.
+pub(crate) fn is_token_denied(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.message().contains(DENIED)
+}
+
+/// As the Go programs say it.
+pub(crate) const DENIED: &str = "no sufficient privileges";
 
 #[cfg(test)]
 mod tests {

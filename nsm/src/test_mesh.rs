@@ -40,6 +40,8 @@ pub(crate) enum Manner {
     Honest,
     /// Nothing that is asked for.
     Refuses,
+    /// The same, since the client may not have it.
+    Denies,
     /// All that is asked for, with a path that nobody believes.
     Lies,
 }
@@ -68,8 +70,10 @@ impl Drop for TestHop {
 #[tonic::async_trait]
 impl Handler for TestForwarder {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
-        if self.manner == Manner::Refuses {
-            return Err(Status::failed_precondition("no token ID provided"));
+        match self.manner {
+            Manner::Refuses => return Err(Status::failed_precondition("no token ID provided")),
+            Manner::Denies => return Err(Status::permission_denied("the namespace is not the client's")),
+            Manner::Honest | Manner::Lies => {}
         }
         let theirs = call.preferences.first().cloned().unwrap_or_default();
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&theirs]).await?;
@@ -172,6 +176,9 @@ impl Mesh {
         let source = self.source(name);
         let calls = ConnectionServer::new(name, LIFETIME, Manager::new(registry.clone(), source, patient()));
         let registry = RegistryServer::new(registry, LIFETIME);
+        for name in RELAYS.into_iter().chain(["a-liar"]) {
+            registry.forwarders().add(&format!("spiffe://example.org/{name}")).unwrap();
+        }
         let router = router(&calls).add_service(registry.endpoints()).add_service(registry.services());
         self.serve(name, addresses, router).await;
     }
@@ -203,21 +210,32 @@ impl Mesh {
     }
 
     async fn forwarder_at(&mut self, name: &'static str, manager: &str, manner: Manner) {
+        let registry = self.serve_forwarder(name, manager, manner).await;
+        self.register_forwarder(name, &registry).await.unwrap();
+    }
+
+    /// One that is not registered, and the registry that it uses.
+    pub(crate) async fn serve_forwarder(
+        &mut self,
+        name: &'static str,
+        manager: &str,
+        manner: Manner,
+    ) -> Arc<RegistryClient> {
         let registry = self.registry_at(name, manager, DEADLINE);
         let identity = self.source(name);
         let handler = TestForwarder { registry: Arc::clone(&registry), identity, manner, hops: Mutex::default() };
         let calls = ConnectionServer::new(name, LIFETIME, handler);
         self.serve(name, &[self.address(name)], router(&calls)).await;
-        self.register_forwarder(name, &registry).await;
+        registry
     }
 
     /// As it does again when its manager was replaced.
-    pub(crate) async fn register_forwarder(&self, name: &str, registry: &RegistryClient) {
+    pub(crate) async fn register_forwarder(&self, name: &str, registry: &RegistryClient) -> Result<(), Status> {
         let socket = Arc::new(path(&self.directory.join(name)));
         let mut registration = registration(name, "forwarder", &Inode::of(&socket).unwrap().to_string());
         let labels = NetworkServiceLabels { labels: [("p2p".to_owned(), "true".to_owned())].into() };
         registration.network_service_labels.insert("forwarder".to_owned(), labels);
-        registry.register(&registration, Some(&socket)).await.unwrap();
+        registry.register(&registration, Some(&socket)).await.map(drop)
     }
 
     async fn serve(&mut self, name: &'static str, addresses: &[Address], router: Router) {
@@ -285,9 +303,13 @@ impl Mesh {
     }
 }
 
-/// Managers and forwarders may go on with each other's connections.
+/// Managers and forwarders.
+const RELAYS: [&str; 11] =
+    ["nsmgr", "nsmgr-1", "nsmgr-2", "fwd", "fwd-1", "fwd-2", "other", "third", "a-fwd", "b-fwd", "c-fwd"];
+
+/// They may go on with each other's connections.
 fn router<H: Handler>(calls: &ConnectionServer<H>) -> Router {
-    for name in ["nsmgr", "nsmgr-1", "nsmgr-2", "fwd", "fwd-1", "fwd-2", "other", "third", "a-fwd", "b-fwd", "c-fwd"] {
+    for name in RELAYS {
         calls.relays().add(&format!("spiffe://example.org/{name}")).unwrap();
     }
     server().add_service(calls.service()).add_service(calls.monitor().service())

@@ -89,6 +89,7 @@ pub(super) async fn serve(
     let registry = RegistryServer::new(registry, token_lifetime);
     for relay in &trusted.relays {
         registry.relays().add(relay)?;
+        registry.forwarders().add(relay)?;
     }
     let mut serving = JoinSet::new();
     for address in addresses {

@@ -38,6 +38,12 @@ impl SpiffeIds {
         self.0.write().unwrap_or_else(PoisonError::into_inner).ids.insert(id.to_string());
     }
 
+    /// Whether nobody is named.
+    pub fn is_empty(&self) -> bool {
+        let patterns = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        patterns.ids.is_empty() && patterns.below.is_empty()
+    }
+
     /// Whether it is one of them.
     pub fn contains(&self, id: &str) -> bool {
         let patterns = self.0.read().unwrap_or_else(PoisonError::into_inner);

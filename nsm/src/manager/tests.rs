@@ -52,6 +52,21 @@ async fn the_next_forwarder_is_taken_when_one_refuses() {
 }
 
 #[tokio::test]
+async fn a_stranger_is_no_forwarder_and_is_told_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    // Its name is the first one.
+    let registry = mesh.serve_forwarder("0", "nsmgr", Manner::Honest).await;
+    let refused = mesh.register_forwarder("0", &registry).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().starts_with("spiffe://example.org/0 is none of those"), "{refused}");
+    let client = mesh.client().await;
+    assert!(mesh.ask(&client, first("a")).await.unwrap_err().message().starts_with("no candidates found"));
+    mesh.forwarder("fwd", Manner::Honest).await;
+    assert_eq!(way(&mesh.ask(&client, first("b")).await.unwrap())[2].0, "fwd");
+}
+
+#[tokio::test]
 async fn a_client_learns_that_its_forwarder_is_gone_and_heals_when_it_is_back_or_with_another() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
@@ -110,7 +125,8 @@ async fn a_close_through_a_manager_that_was_replaced_reaches_the_forwarder_as_so
     let answer = mesh.ask(&mesh.client().await, first("a")).await.unwrap();
     mesh.replace_manager().await;
     let (client, registry) = (mesh.client().await, mesh.registry_at("fwd", "nsmgr", DEADLINE));
-    tokio::join!(mesh.close(&client, answer), mesh.register_forwarder("fwd", &registry));
+    let ((), registered) = tokio::join!(mesh.close(&client, answer), mesh.register_forwarder("fwd", &registry));
+    registered.unwrap();
     // There are two addresses, and they were given back.
     mesh.ask(&client, first("b")).await.unwrap();
 }

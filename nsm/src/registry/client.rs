@@ -10,6 +10,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::path::RegistryPath;
 use crate::files::Inode;
+use crate::policy::is_token_denied;
 use crate::proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
 use crate::proto::registry::network_service_registry_client::NetworkServiceRegistryClient;
 use crate::proto::registry::{
@@ -237,7 +238,7 @@ impl RegistryClient {
                 Ok(Err(status)) => ran_out(status),
                 Err(status) => status,
             };
-            let is_denied = status.code() == Code::PermissionDenied;
+            let is_denied = is_token_denied(&status);
             if is_denied || status.code() == Code::DeadlineExceeded {
                 self.connection.renew(&connection).await;
             }

@@ -16,7 +16,7 @@ use super::client::FoundEndpoint;
 use super::limits::{RegistrationError, check_endpoint};
 use super::local::LocalRegistry;
 use super::path::Entered;
-use super::upstream::{is_away, is_interdomain};
+use super::upstream::{is_away, is_forwarder, is_interdomain};
 use crate::feed::{FeedError, Watch};
 use crate::files::Inode;
 use crate::identity::SpiffeIds;
@@ -37,6 +37,7 @@ pub struct RegistryServer {
     registry: LocalRegistry,
     token_lifetime: Duration,
     relays: SpiffeIds,
+    forwarders: SpiffeIds,
     finds: Arc<Quota>,
 }
 
@@ -44,13 +45,19 @@ impl RegistryServer {
     /// For a registry whose tokens live so long.
     pub fn new(registry: LocalRegistry, token_lifetime: Duration) -> Self {
         let finds = Quota::new(FINDS_MAX, FINDS_OF_ONE_MAX);
-        Self { registry, token_lifetime, relays: SpiffeIds::default(), finds }
+        let (relays, forwarders) = (SpiffeIds::default(), SpiffeIds::default());
+        Self { registry, token_lifetime, relays, forwarders, finds }
     }
 
     /// Who may register for others: managers. What comes through one of them is its client's, and another of them may go on with it;
     /// without them it is also theirs.
     pub fn relays(&self) -> &SpiffeIds {
         &self.relays
+    }
+
+    /// Who may register forwarders, if any are named: through one of these go the connections of all clients of the node.
+    pub fn forwarders(&self) -> &SpiffeIds {
+        &self.forwarders
     }
 
     /// Its calls about endpoints, for a server.
@@ -68,6 +75,19 @@ impl RegistryServer {
         let now = SystemTime::now();
         let entered = Entered::check(request.metadata(), &peer, &self.relays, self.token_lifetime, now)?;
         Ok((entered, request.into_inner()))
+    }
+
+    /// Whether all whom a registration comes from may have forwarders.
+    fn check_forwarder(&self, endpoint: &NetworkServiceEndpoint, entered: &Entered) -> Result<(), Status> {
+        // The last one is us.
+        let callers = entered.path_ids.split_last().map_or(&[][..], |(_, callers)| callers);
+        let stranger = callers.iter().find(|id| !self.forwarders.contains(id));
+        match stranger.filter(|_| is_forwarder(endpoint) && !self.forwarders.is_empty()) {
+            Some(stranger) => Err(Status::permission_denied(format!(
+                "{stranger} is none of those who may register a forwarder here: name it to the manager (--relay)"
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn register_here(
@@ -113,6 +133,7 @@ impl NetworkServiceEndpointRegistry for RegistryServer {
         let peer = request.extensions().get::<Peer>().cloned();
         let (mut entered, mut endpoint) = self.enter(request)?;
         check_endpoint(&endpoint)?;
+        self.check_forwarder(&endpoint, &entered)?;
         let LocalRegistry { sockets, upstream, .. } = &self.registry;
         let socket = sockets.receive(&endpoint, peer.as_ref()).await?;
         endpoint.path_ids.clone_from(&entered.path_ids);

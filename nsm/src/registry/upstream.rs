@@ -135,7 +135,8 @@ pub(super) fn is_interdomain(name: &str) -> bool {
     name.contains('@')
 }
 
-fn is_forwarder(endpoint: &NetworkServiceEndpoint) -> bool {
+/// Whether an endpoint is a forwarder.
+pub(super) fn is_forwarder(endpoint: &NetworkServiceEndpoint) -> bool {
     endpoint.network_service_names.iter().any(|name| name == FORWARDER_SERVICE)
 }
 

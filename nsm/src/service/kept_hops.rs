@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use super::next_hop::NextHop;
 use crate::files::Inode;
 use crate::identity::IdentitySource;
+use crate::policy::is_token_denied;
 use crate::proto::connection::Connection;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::registry::FoundEndpoint;
@@ -32,8 +33,6 @@ enum HopPlace {
 struct KeptHop {
     connection: Arc<KeptConnection>,
     used: Instant,
-    /// The connection is made by way of it.
-    _socket: Option<Arc<OwnedFd>>,
 }
 
 impl KeptHops {
@@ -53,7 +52,7 @@ impl KeptHops {
         !connection.has_ended() && Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid)
     }
 
-    /// Asks for a connection. What is denied over an older connection is asked for again over a new one: there the other side shows the
+    /// Asks for a connection. Where a token is denied over an older connection, it is asked for again over a new one: there the other side shows the
     /// certificate with which it signs its tokens now. So is what an older one did not bring to its end, since the other side has gone
     /// meanwhile. What a first request has made though its answer is not believed is closed again.
     pub async fn request(
@@ -74,7 +73,7 @@ impl KeptHops {
                 Err(error) => error,
             };
             let (code, connection) = (error.status.code(), next.connection());
-            let is_past = code == Code::PermissionDenied || connection.has_ended();
+            let is_past = is_token_denied(&error.status) || connection.has_ended();
             if is_past || code == Code::DeadlineExceeded {
                 kept.renew(connection).await;
             }
@@ -124,8 +123,10 @@ impl KeptHops {
             let oldest = all.iter().min_by_key(|(_, hop)| hop.used).map(|(place, _)| place.clone());
             oldest.and_then(|oldest| all.remove(&oldest));
         }
-        let connection = Arc::new(KeptConnection::new(address, self.identity.clone(), self.options.clone()));
-        let hop = KeptHop { connection: Arc::clone(&connection), used: Instant::now(), _socket: found.socket.clone() };
+        let connection = KeptConnection::new(address, self.identity.clone(), self.options.clone());
+        // Whoever has it in hand goes on with it when it is not kept here any more.
+        let connection = Arc::new(connection.by_way_of(found.socket.clone()));
+        let hop = KeptHop { connection: Arc::clone(&connection), used: Instant::now() };
         all.insert(place, hop);
         Ok(connection)
     }
@@ -147,9 +148,11 @@ const KEPT_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
     use crate::proto::registry::NetworkServiceEndpoint;
-    use crate::test_mesh::{Mesh, patient};
+    use crate::test_mesh::{DEADLINE, Manner, Mesh, first, patient};
 
     fn is_same(a: &NextHop, b: &NextHop) -> bool {
         let certificate = |hop: &NextHop| Arc::clone(hop.connection().peer().certificate());
@@ -176,6 +179,33 @@ mod tests {
         let second = hops.get(&found).await.unwrap();
         assert!(!is_same(&first, &second) && !second.connection().has_ended());
         assert!(hops.is_good(&second) && !hops.is_good(&first));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_passed_is_open_for_whoever_still_connects_by_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_mesh, hops, mut found) = hops(directory.path()).await;
+        let socket = rustix::fs::open(directory.path().join("nsmgr"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        found.socket = Some(Arc::new(socket.unwrap()));
+        let kept = hops.kept(&found).unwrap();
+        // Others are kept in its place, and nobody else knows the socket any more.
+        hops.kept.lock().unwrap().clear();
+        drop(found);
+        assert!(share(&kept).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_is_denied_for_another_reason_than_a_token_costs_no_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut mesh, hops, mut found) = hops(directory.path()).await;
+        mesh.serve_forwarder("fwd", "nsmgr", Manner::Denies).await;
+        found.endpoint.url = mesh.address("fwd").to_string();
+        let first_hop = hops.get(&found).await.unwrap();
+        let message = NetworkServiceRequest { connection: Some(first("a")), ..NetworkServiceRequest::default() };
+        let until = Instant::now() + DEADLINE;
+        let denied = hops.request(&found, message, &[], true, until).await.err().unwrap();
+        assert_eq!(denied.code(), Code::PermissionDenied);
+        assert!(is_same(&first_hop, &hops.get(&found).await.unwrap()));
     }
 
     #[tokio::test]

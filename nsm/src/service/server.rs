@@ -14,7 +14,7 @@ use super::table::{ConnectionTable, Held};
 use crate::identity::SpiffeIds;
 use crate::monitor::Monitor;
 use crate::path::{PathError, Place};
-use crate::policy::{Owner, check_caller, check_signer};
+use crate::policy::{DENIED, Owner, check_caller, check_signer};
 use crate::proto::connection::{Connection, State};
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_server::{NetworkService, NetworkServiceServer};
@@ -120,7 +120,7 @@ impl<H: Handler> Serving<H> {
         let peer = request.extensions().get::<Peer>();
         let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no certificate"))?.clone();
         let theirs = Token::from_headers(request.metadata(), peer.certificate());
-        let theirs = theirs.map_err(|error| Status::permission_denied(format!("no sufficient privileges: {error}")))?;
+        let theirs = theirs.map_err(|error| Status::permission_denied(format!("{DENIED}: {error}")))?;
         let now = SystemTime::now();
         let ours = Token::sign(peer.svid(), peer.certificate().id(), self.token_lifetime, now);
         Ok(Incoming { peer, theirs, ours, now, limit: limit(request.metadata()) })

@@ -1,5 +1,8 @@
 //! One connection to a process that is always called, made again when it ends, or when either side has a new identity.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use tokio::sync::Mutex;
 use tokio::time::{Duration, Instant};
 
@@ -12,6 +15,8 @@ pub struct KeptConnection {
     address: Address,
     identity: IdentitySource,
     options: DialOptions,
+    /// What the address is a number of.
+    _socket: Option<Arc<OwnedFd>>,
     state: Mutex<Tries>,
 }
 
@@ -25,7 +30,13 @@ struct Tries {
 impl KeptConnection {
     /// To whoever listens at an address; nobody is called yet.
     pub fn new(address: Address, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { address, identity, options, state: Mutex::default() }
+        Self { address, identity, options, _socket: None, state: Mutex::default() }
+    }
+
+    /// The address is `/proc/self/fd/` and the number of this file, which must be nobody else's as long as it may be dialed.
+    #[must_use]
+    pub fn by_way_of(self, socket: Option<Arc<OwnedFd>>) -> Self {
+        Self { _socket: socket, ..self }
     }
 
     /// The connection, made now if there is none, or none that is fresh. One that is not fresh is better than none: it does until a
