@@ -141,7 +141,7 @@ impl MeshForwarder {
             if status.code() != Code::AlreadyExists || tries == NUMBER_TRIES {
                 return Err(status);
             }
-            // Whoever chooses the tunnel's number does so again; the one that is taken stays ours until then.
+            // Whoever chooses the tunnel's number does so again.
             if let Some(site) = self.site.filter(|_| asked.kind.is_none()) {
                 asked.renumber(&call.connection.id, &site, &self.means.vnis)?;
             }

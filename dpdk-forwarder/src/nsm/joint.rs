@@ -316,7 +316,13 @@ impl Carrier {
                 return Err(taken());
             }
             let made = tunnel.make(|id| means.vnis.has(id));
-            made.map_err(|error| if error.is_number_taken() { taken() } else { failed(error.to_string()) })
+            made.map_err(|error| {
+                if error.is_number_taken() {
+                    means.vnis.forget(tunnel.vxlan.vni);
+                    return taken();
+                }
+                failed(error.to_string())
+            })
         };
         match self {
             Self::Wire(wire) => put(wire),

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
 
 use ferrule_dataplane::port::kernel::message::{Link, link_request, named_link_request, up_request};
 use ferrule_dataplane::spec::{MacAddress, NetNs};
 use ferrule_ffi::netlink::{Netlink, NetlinkError};
+use ferrule_ffi::netns;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
@@ -72,14 +74,14 @@ impl TunnelError {
 }
 
 impl TunnelInterface {
-    /// Makes it, unless it is there. Whether it is new. One of the same name that is left of a connection that is not there any more is
-    /// removed.
+    /// Makes it, unless it is there; then its MAC address and MTU become what they should be. Whether it is new. One of the same name that is
+    /// left of a connection that is not there any more is removed.
     pub(super) fn make(&self, is_there: impl Fn(&str) -> bool + Sync) -> Result<bool, TunnelError> {
         let alias = self.alias();
         let is_in_the_way =
             |mark: TunnelMark| mark == self.mark || mark.owner == self.mark.owner && !is_there(&mark.connection);
         let found = self.inside(|netlink| match Link::named(netlink, self.place.name.as_str()) {
-            Ok(link) if link.alias.as_ref() == Some(&alias) => Ok(true),
+            Ok(link) if link.alias.as_ref() == Some(&alias) => self.adjust(netlink, link.index).map(|()| true),
             Ok(link) if link.alias.as_deref().and_then(TunnelMark::parse).is_some_and(is_in_the_way) => {
                 netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).map(|_| false)
             }
@@ -90,20 +92,21 @@ impl TunnelInterface {
         if found.map_err(|error| self.failed("look for", &error))? {
             return Ok(false);
         }
-        self.create().map_err(|error| {
-            // Nobody has the name, as we have seen: somebody has the number.
+        let nursery = nursery().map_err(|error| self.failed("make a namespace for", &error))?;
+        self.create(nursery).map_err(|error| {
+            // Nobody else makes one of this number there, as the claims on numbers say: somebody has it.
             let is_number_taken = error.errno == Errno::EEXIST;
             TunnelError { is_number_taken, ..self.failed("make", &error) }
         })?;
-        let done = self.inside(|netlink| {
-            let index = Link::named(netlink, self.place.name.as_str())?.index;
-            let name = vec![LinkAttribute::IfAlias(alias.clone())];
-            netlink.request(link_request(RouteNetlinkMessage::SetLink, index, name))?;
-            netlink.request(up_request(index)).map(drop)
+        let done = self.move_out_of(nursery, &alias).and_then(|()| {
+            self.inside(|netlink| {
+                let index = Link::named(netlink, self.place.name.as_str())?.index;
+                netlink.request(up_request(index)).map(drop)
+            })
         });
         if let Err(error) = done {
             // The first failure says more.
-            let _ = self.delete(|_| true);
+            let _ = self.remove();
             return Err(self.failed("set up", &error));
         }
         Ok(true)
@@ -120,10 +123,29 @@ impl TunnelInterface {
         self.inside(|netlink| Ok(Link::named(netlink, self.place.name.as_str())?.stats)).ok().flatten()
     }
 
-    /// In our own namespace, where its packets leave, and at once moved to the other.
-    fn create(&self) -> Result<(), NetlinkError> {
-        let target = NetNs::Open(self.place.netns.clone()).open()?;
-        let Vxlan { vni, local, remote, port, mtu } = self.vxlan;
+    /// Gives one that is there what it should have.
+    fn adjust(&self, netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+        let asked = link_request(RouteNetlinkMessage::GetLink, index, Vec::new());
+        let Some(RouteNetlinkMessage::NewLink(link)) = netlink.request(asked)? else {
+            return Err(NetlinkError { errno: Errno::EBADMSG, hint: Some("no interface in the answer".to_owned()) });
+        };
+        let other: Vec<_> = self.settings().filter(|wanted| !link.attributes.contains(wanted)).collect();
+        if other.is_empty() {
+            return Ok(());
+        }
+        netlink.request(link_request(RouteNetlinkMessage::SetLink, index, other)).map(drop)
+    }
+
+    /// What it has beside what makes it the tunnel that it is.
+    fn settings(&self) -> impl Iterator<Item = LinkAttribute> + use<> {
+        let mac = self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec()));
+        let mtu = self.mtu.or(Some(self.vxlan.mtu).filter(|mtu| *mtu > 0));
+        mac.into_iter().chain(mtu.map(LinkAttribute::Mtu))
+    }
+
+    /// In the nursery; its packets leave by our own namespace.
+    fn create(&self, nursery: &netns::NetNs) -> Result<(), NetlinkError> {
+        let Vxlan { vni, local, remote, port, .. } = self.vxlan;
         let mut data = vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)];
         match (local, remote) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => data.extend([InfoVxlan::Local(local), InfoVxlan::Group(remote)]),
@@ -133,13 +155,34 @@ impl TunnelInterface {
             _ => return Err(NetlinkError { errno: Errno::EAFNOSUPPORT, hint: None }),
         }
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
-        let mut attributes = vec![LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()), LinkAttribute::LinkInfo(info)];
-        attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        let mtu = self.mtu.or(Some(mtu).filter(|mtu| *mtu > 0));
-        attributes.extend(mtu.map(LinkAttribute::Mtu));
-        let mut create = named_link_request(RouteNetlinkMessage::NewLink, self.place.name.as_str(), attributes);
+        let mut attributes = vec![LinkAttribute::NetNsFd(nursery.as_fd().as_raw_fd()), LinkAttribute::LinkInfo(info)];
+        attributes.extend(self.settings());
+        let mut create = named_link_request(RouteNetlinkMessage::NewLink, &self.first_name(), attributes);
         create.flags = NLM_F_CREATE | NLM_F_EXCL;
         Netlink::open()?.request(create).map(drop)
+    }
+
+    /// From the nursery to its place, where it comes under its name and as ours. What does not get there is gone.
+    fn move_out_of(&self, nursery: &netns::NetNs, alias: &str) -> Result<(), NetlinkError> {
+        let target = NetNs::Open(self.place.netns.clone()).open()?;
+        nursery.run(|| {
+            let mut netlink = Netlink::open()?;
+            let index = Link::named(&mut netlink, &self.first_name())?.index;
+            let mut set = |attributes| netlink.request(link_request(RouteNetlinkMessage::SetLink, index, attributes));
+            let there = LinkAttribute::NetNsFd(target.as_fd().as_raw_fd());
+            let moved = set(vec![LinkAttribute::IfAlias(alias.to_owned())])
+                .and_then(|_| set(vec![LinkAttribute::IfName(self.place.name.to_string()), there]));
+            if moved.is_err() {
+                // It says no more than the first failure does.
+                let _ = netlink.request(link_request(RouteNetlinkMessage::DelLink, index, Vec::new()));
+            }
+            moved.map(drop)
+        })?
+    }
+
+    /// In the nursery, where no other one has its number.
+    fn first_name(&self) -> String {
+        format!("v{}", self.vxlan.vni)
     }
 
     fn delete(&self, is_meant: impl Fn(&Link) -> bool + Send + Sync) -> Result<(), NetlinkError> {
@@ -171,6 +214,16 @@ impl TunnelInterface {
     fn failed(&self, tried: &'static str, error: &NetlinkError) -> TunnelError {
         TunnelError { tried, place: self.place.clone(), problem: error.to_string(), is_number_taken: false }
     }
+}
+
+/// Where tunnels are made before they have their alias: one that nobody would know as ours goes with this process.
+fn nursery() -> Result<&'static netns::NetNs, NetlinkError> {
+    static NURSERY: OnceLock<netns::NetNs> = OnceLock::new();
+    if let Some(nursery) = NURSERY.get() {
+        return Ok(nursery);
+    }
+    let new = netns::NetNs::private()?;
+    Ok(NURSERY.get_or_init(|| new))
 }
 
 /// Removes the tunnels that an owner of interfaces left in the namespace of the socket, and says how many. `claim` says which connections
@@ -264,7 +317,65 @@ const ALIAS: &str = "ferrule nsm ";
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
+    use ferrule_dataplane::spec::OpenNetNs;
+    use netlink_packet_route::link::LinkMessage;
+
     use super::*;
+
+    /// The interfaces of a namespace, but for its own.
+    fn links(netns: &NetNs) -> Vec<LinkMessage> {
+        let all = netns.open().unwrap().run(|| {
+            let all = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+            Ok::<_, NetlinkError>(all)
+        });
+        let is_lo = |link: &LinkMessage| link.attributes.contains(&LinkAttribute::IfName("lo".to_owned()));
+        let links = all.unwrap().unwrap().into_iter().filter_map(|object| match object {
+            RouteNetlinkMessage::NewLink(link) if !is_lo(&link) => Some(link),
+            _ => None,
+        });
+        links.collect()
+    }
+
+    fn has(netns: &NetNs, wanted: &[LinkAttribute]) -> bool {
+        let [link] = &links(netns)[..] else { return false };
+        wanted.iter().all(|wanted| link.attributes.contains(wanted))
+    }
+
+    #[test]
+    fn a_tunnel_is_in_its_pod_with_its_alias_or_not_at_all_and_a_refresh_changes_its_mtu_and_mac_address() {
+        let (Ok(node), Ok(nursery), Ok(pod)) =
+            (netns::NetNs::private(), netns::NetNs::private(), netns::NetNs::private())
+        else {
+            return println!("skipped: a tunnel in its pod: namespaces of its own");
+        };
+        let netns = OpenNetNs::try_from(OwnedFd::from(pod)).unwrap();
+        let pod = NetNs::Open(netns.clone());
+        let [local, remote] = ["127.0.0.1", "127.0.0.2"].map(|text| text.parse().unwrap());
+        let tunnel = TunnelInterface {
+            place: InterfacePlace { netns, name: "nsm-1".parse().unwrap() },
+            vxlan: Vxlan { vni: 7, local, remote, port: 4789, mtu: 1400 },
+            mark: TunnelMark::new("owner", "a"),
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            mtu: None,
+        };
+        if let Err(error) = node.run(|| tunnel.create(&nursery)).unwrap() {
+            return println!("skipped: a tunnel in its pod: VXLAN ({error})");
+        }
+        // Whoever is killed here leaves nothing.
+        assert!(links(&pod).is_empty());
+        node.run(|| tunnel.move_out_of(&nursery, &tunnel.alias())).unwrap().unwrap();
+        let named = [LinkAttribute::IfName("nsm-1".to_owned()), LinkAttribute::IfAlias(tunnel.alias())];
+        assert!(has(&pod, &named) && has(&pod, &[LinkAttribute::Mtu(1400)]), "{:?}", links(&pod));
+        let (mac, mtu) = ("02:00:00:00:00:02".parse::<MacAddress>().unwrap(), 1300);
+        let changed = TunnelInterface { mac: Some(mac), mtu: Some(mtu), ..tunnel.clone() };
+        let make = |tunnel: &TunnelInterface| node.run(|| tunnel.make(|_| true)).unwrap().unwrap();
+        assert!(!make(&changed), "it is the same one");
+        assert!(has(&pod, &[LinkAttribute::Mtu(mtu), LinkAttribute::Address(mac.0.to_vec())]), "{:?}", links(&pod));
+        tunnel.remove().unwrap();
+        assert!(make(&changed) && has(&pod, &named), "{:?}", links(&pod));
+    }
 
     #[test]
     fn a_tunnel_is_known_by_its_alias_and_nothing_else_passes_for_one() {

@@ -118,8 +118,8 @@ struct Taken {
 }
 
 impl Vnis {
-    /// A number that no other connection has; one that this connection says it has stays. One that it was given before, and nothing was made
-    /// with, is free again: nobody collects numbers by asking.
+    /// A number that no other connection has; that of its tunnel, or one that this connection says it has, stays. One that it was given before,
+    /// and nothing was made with, is free again: nobody collects numbers by asking.
     fn take(&self, id: &str, known: Option<u32>, even: bool) -> Result<u32, Status> {
         if let Some(vni) = known.filter(|vni| *vni > VNI_MAX) {
             return Err(too_long(vni));
@@ -127,7 +127,9 @@ impl Vnis {
         let mut taken = self.lock();
         taken.retain(|_, of| of.is_made || of.id != id);
         let asked_for = || Taken { id: id.to_owned(), is_made: false };
-        if let Some(vni) = known
+        // Whoever was started again has forgotten it, and has left the tunnel.
+        let own = || taken.iter().find(|(_, of)| of.id == id).map(|(vni, _)| *vni);
+        if let Some(vni) = known.or_else(own)
             && taken.entry(vni).or_insert_with(asked_for).id == id
         {
             return Ok(vni);
@@ -151,6 +153,11 @@ impl Vnis {
         let of = taken.entry(vni).or_insert_with(|| Taken { id: id.to_owned(), is_made: true });
         of.is_made |= of.id == id;
         of.id == id
+    }
+
+    /// It is somebody's whom we do not know.
+    pub(super) fn forget(&self, vni: u32) {
+        self.lock().remove(&vni);
     }
 
     /// A connection has the tunnel of this number, and no other one.
@@ -253,6 +260,17 @@ mod tests {
         assert_ne!(second.parameters[VNI], first.parameters[VNI]);
         vnis.settle("b", None);
         assert_eq!(there.answer("a", &first, &vnis).unwrap(), first);
+    }
+
+    #[test]
+    fn who_was_started_again_and_has_forgotten_its_number_is_told_that_of_the_tunnel_that_is_there() {
+        let (there, vnis) = (site("10.0.0.9"), Vnis::default());
+        let ask = || parameter(&there.answer("a", &site("10.0.0.1").preference(), &vnis).unwrap(), VNI).unwrap();
+        let number: u32 = ask();
+        assert!(vnis.claim("a", number));
+        assert_eq!(ask(), number);
+        vnis.forget(number);
+        assert_ne!(ask(), number, "the kernel says that it is another one's");
     }
 
     #[test]

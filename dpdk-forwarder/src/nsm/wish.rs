@@ -69,7 +69,7 @@ impl ClientWish {
         Ok(Self { kind: Some(kind), mechanism, file, only, reservation })
     }
 
-    /// The tunnel gets another number: its own is that of a tunnel that we did not know of, and stays taken for now.
+    /// The tunnel gets another number: its own is that of a tunnel that we did not know of.
     pub(super) fn renumber(&mut self, id: &str, site: &TunnelSite, vnis: &Vnis) -> Result<(), Status> {
         self.mechanism.parameters.remove(VNI);
         self.mechanism = site.answer(id, &self.mechanism, vnis)?;
