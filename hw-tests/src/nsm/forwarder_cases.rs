@@ -348,6 +348,17 @@ fn numbers_taken(mesh: &mut Mesh) -> Result<()> {
     let device = driven.client_pod.netns().ip(&format!("-d link show {INTERFACE}"));
     ensure!(device.contains(&format!("vxlan id {FREE} ")), "the client's interface is {device}");
     ensure!(driven.endpoint.script().closed == 1, "the endpoint of before was not closed");
+    // A refresh sets what the device may have anew without being another one.
+    let index = driven.client_pod.index(INTERFACE)?;
+    {
+        let mut script = other.script();
+        script.context.mtu = 1300;
+        "02:00:00:00:00:77".clone_into(&mut script.context.ethernet_context.get_or_insert_default().src_mac);
+    }
+    let known = driven.again(&known)?;
+    let device = driven.client_pod.netns().ip(&format!("link show {INTERFACE}"));
+    ensure!(device.contains(" mtu 1300 ") && device.contains(" 02:00:00:00:00:77 "), "the interface is {device}");
+    ensure!(driven.client_pod.index(INTERFACE)? == index, "the interface was made anew");
     driven.close(known)?;
     driven.has_nothing_left()
 }

@@ -1,7 +1,7 @@
 //! A forwarder is called by hand, badly: each call is refused with its code, and leaves nothing.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -157,16 +157,34 @@ impl BadCaller {
         Ok(())
     }
 
-    /// An endpoint that never answers.
+    /// An endpoint that never answers. The caller's own clock ends its call: what the forwarder does is seen by the next call for the same
+    /// connection, which it serves when the first one has ended.
     fn hangs(&self, mesh: &mut Mesh, wanted: Mechanism, files: &[Arc<OwnedFd>]) -> Result<()> {
         let (socket, manager) = (mesh.path("hanging.sock"), mesh.near().manager_url());
-        let _serving = Served::start(&self.caller, "hanging", socket, &manager, Hanging)?;
+        let (asked, is_asked) = mpsc::channel();
+        let _serving = Served::start(&self.caller, "hanging", socket, &manager, Hanging(asked))?;
+        let mut message = request(NAME, "bad-hanging", "hanging", wanted);
+        let (name, id) = (mesh.near().forwarder_name(), HANGING_ID.to_owned());
+        let path = message.connection.as_mut().and_then(|connection| connection.path.as_mut());
+        path.context("a request without a path")?.path_segments.push(PathSegment {
+            name,
+            id,
+            ..PathSegment::default()
+        });
+        let mut again = message.clone();
+        SERVICE.clone_into(&mut again.connection.as_mut().context("a request without a connection")?.network_service);
         let began = Instant::now();
-        let message = request(NAME, "bad-hanging", "hanging", wanted);
         let answer = self.ask(&self.next, message, files, HANGS);
         Self::judge("a next hop that hangs", answer, Code::DeadlineExceeded)?;
-        mesh.figure("a call whose next hop hangs ends, with 2 s to do so, after", began.elapsed().as_secs_f64(), "s");
-        Ok(())
+        ensure!(is_asked.try_recv().is_ok(), "the endpoint that hangs was not asked");
+        let made = self.ask(&self.next, again, files, LIMIT);
+        let made = made.context("the next call for the connection whose next hop has hung")?;
+        let own = made.path.as_ref().and_then(|path| path.path_segments.get(1));
+        ensure!(own.is_some_and(|own| own.id == HANGING_ID), "it was another connection: {made:?}");
+        let took = began.elapsed().as_secs_f64();
+        mesh.figure("after a call with 2 s whose next hop hangs, the next one is served after", took, "s");
+        self.caller.runtime().block_on(self.next.close(made, files, LIMIT))?;
+        self.pod.wait_interfaces(0, TIMEOUT)
     }
 
     /// Headers of 8 KiB, as programs in Go send them at their highest log level.
@@ -191,12 +209,13 @@ impl BadCaller {
     }
 }
 
-/// Never answers.
-struct Hanging;
+/// Says that it was asked, and never answers.
+struct Hanging(mpsc::Sender<()>);
 
 #[tonic::async_trait]
 impl Handler for Hanging {
     async fn request(&self, _: Call) -> Result<Connection, Status> {
+        let _ = self.0.send(());
         std::future::pending().await
     }
 
@@ -209,4 +228,6 @@ const NAME: &str = "bad";
 /// What a call may take.
 const LIMIT: Duration = Duration::from_secs(15);
 const HANGS: Duration = Duration::from_secs(2);
+/// What the forwarder calls the connection.
+const HANGING_ID: &str = "5e1b1f0e-8c1f-4f0c-9d3b-0a5f6a7c2b11";
 const LIFETIME: Duration = Duration::from_mins(10);

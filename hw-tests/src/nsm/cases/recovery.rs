@@ -39,6 +39,7 @@ pub(super) fn far_forwarder_killed(mesh: &mut Mesh) -> Result<()> {
 
 fn remote_forwarder_killed(mesh: &mut Mesh, is_far: bool) -> Result<()> {
     let pair = mesh.connect(ONE_FAMILY, mesh.payload())?;
+    let before = pair.client_pod.index(INTERFACE)?;
     let pings = pair.client_pod.start_pings(ENDPOINT_ADDRESS);
     let node = if is_far { mesh.far() } else { mesh.near() };
     node.kill("forwarder")?;
@@ -46,8 +47,21 @@ fn remote_forwarder_killed(mesh: &mut Mesh, is_far: bool) -> Result<()> {
     // Who comes new says that the new one serves.
     let took = other_client_connects(mesh)?;
     mesh.figure("a new client is connected after the start", took, "ms");
+    let is_ours = mesh.cast().client == Maker::Ours;
+    if is_ours {
+        // It was told, and has asked again.
+        wait_until("the client is connected again", || {
+            let output = pair.client.output();
+            Ok(output.rsplit_once("down: ").is_some_and(|(_, since)| since.contains("connected: ")))
+        })?;
+    }
     let (sent, received) = pings.end()?;
     mesh.figure("pings lost", sent.saturating_sub(received) as f64, "");
+    // A device of the kernel works on without its forwarder, and the new one takes it over.
+    if mesh.payload() == "ETHERNET" && is_ours {
+        ensure!(sent.saturating_sub(received) <= LOST_MAX, "{received} of {sent} pings were answered");
+        ensure!(pair.client_pod.index(INTERFACE)? == before, "the interface was made anew");
+    }
     pair.client_pod.wait_ping(ENDPOINT_ADDRESS, TIMEOUT)?;
     close_at_once(mesh, pair)
 }
@@ -135,6 +149,8 @@ pub(super) fn interface_deleted(mesh: &mut Mesh) -> Result<()> {
     pair.close()
 }
 
+/// Of a tunnel whose forwarder is replaced: its MAC address and MTU are set again.
+const LOST_MAX: u64 = 2;
 /// An endpoint in Go registers again after 40 s, and not when its registry comes back.
 const RECOVERY_MAX: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(20);
