@@ -2,6 +2,7 @@
 //! a refresh that changes them never touches the interface.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
+use super::nat::{self, NatRule};
 use super::rules::{self, PolicyRule};
 
 /// Where an interface is.
@@ -37,6 +39,10 @@ pub(super) struct InterfaceState {
     pub(super) neighbours: BTreeMap<IpAddr, MacAddress>,
     /// Traffic that goes by tables of its own.
     pub(super) rules: Vec<PolicyRule>,
+    /// Rules of iptables that its endpoint wants.
+    pub(super) nat: Vec<NatRule>,
+    /// Whether what is for 127.0.0.0/8 may come in by it.
+    pub(super) route_localnet: bool,
 }
 
 /// What the kernel did not do.
@@ -64,7 +70,7 @@ impl InterfacePlace {
     /// Makes an interface what it should be: one that was just made, of which nothing has to be asked, or one that may have something
     /// already, as those that an earlier forwarder has left.
     pub(super) fn set_up(&self, should: &InterfaceState, is_bare: bool) -> Result<(), InterfaceError> {
-        self.inside("set up", || {
+        self.inside("set up", || -> Result<(), NetlinkError> {
             let uses_ipv6 = should.addresses.iter().any(|address| address.addr().is_ipv6());
             if uses_ipv6 {
                 allow("ipv6", &format!("conf/{}/disable_ipv6", self.name), "0")?;
@@ -78,24 +84,44 @@ impl InterfacePlace {
             let is = interface.read()?;
             rules::retain(&mut interface.netlink, interface.index, &should.rules)?;
             interface.change(&is, should)
-        })
+        })?;
+        self.translate(&InterfaceState::default(), should)
     }
 
     /// Changes what it has. What failed half-way is taken back.
     pub(super) fn change(&self, is: &InterfaceState, should: &InterfaceState) -> Result<(), InterfaceError> {
-        self.inside("change", || {
+        self.inside("change", || -> Result<(), NetlinkError> {
             let mut interface = OpenInterface::find(&self.name)?;
             let is = interface.still_has(is)?;
             if is == *should { Ok(()) } else { interface.change(&is, should) }
+        })?;
+        self.translate(is, should)
+    }
+
+    /// What is said of addresses that are none of the interface.
+    fn translate(&self, is: &InterfaceState, should: &InterfaceState) -> Result<(), InterfaceError> {
+        if is.nat == should.nat && is.route_localnet == should.route_localnet {
+            return Ok(());
+        }
+        self.inside("have addresses translated at", || {
+            if is.route_localnet != should.route_localnet {
+                let setting = format!("conf/{}/route_localnet", self.name);
+                let value = if should.route_localnet { "1" } else { "0" };
+                allow("ipv4", &setting, value).map_err(|error| format!("set {setting}: {error}"))?;
+            }
+            nat::change(self.name.as_str(), &is.nat, &should.nat)
         })
     }
 
     /// Takes back what does not go with the interface: rules are the namespace's.
     pub(super) fn tear_down(&self, is: &InterfaceState) -> Result<(), InterfaceError> {
+        if !is.nat.is_empty() {
+            self.inside("no more have addresses translated at", || nat::release(self.name.as_str(), &is.nat))?;
+        }
         if is.rules.is_empty() {
             return Ok(());
         }
-        self.inside("remove the rules of", || {
+        self.inside("remove the rules of", || -> Result<(), NetlinkError> {
             let mut netlink = Netlink::open()?;
             let index = match Link::named(&mut netlink, self.name.as_str()) {
                 Ok(link) => Some(link.index),
@@ -106,19 +132,18 @@ impl InterfacePlace {
         })
     }
 
-    fn inside(
+    fn inside<E: fmt::Display + Send>(
         &self,
         tried: &str,
-        work: impl FnOnce() -> Result<(), NetlinkError> + Send,
+        work: impl FnOnce() -> Result<(), E> + Send,
     ) -> Result<(), InterfaceError> {
         let netns = NetNs::Open(self.netns.clone());
-        let done = netns.open().and_then(|netns| netns.run(work)).map_err(NetlinkError::from);
-        done.and_then(|done| done).map_err(|problem| InterfaceError {
-            tried: tried.to_owned(),
-            name: self.name.clone(),
-            netns,
-            problem: problem.to_string(),
-        })
+        let problem = match netns.open().and_then(|netns| netns.run(work)) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(problem)) => problem.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(InterfaceError { tried: tried.to_owned(), name: self.name.clone(), netns, problem })
     }
 }
 

@@ -14,6 +14,7 @@ use super::bridge::{BridgeRoom, TunnelBridge};
 use super::context::{Side, interface_state};
 use super::end::{IP, MeshEnd, Port, mac, port_name};
 use super::interface::{InterfacePlace, InterfaceState};
+use super::nat::AddressTranslation;
 use super::reservation::{Holders, Reservation};
 use super::tunnel::{TunnelInterface, TunnelMark};
 use super::vf::{VfEnd, VfLender, VfLink};
@@ -90,6 +91,11 @@ impl Joint {
             let mut state = state.map_err(|error| Status::invalid_argument(error.to_string()))?;
             if !has_ethernet {
                 state.neighbours.clear();
+            }
+            if side == Side::Endpoint {
+                let asked = AddressTranslation::of(&end.mechanism, &place.name, &context);
+                let asked = asked.map_err(|error| Status::invalid_argument(error.to_string()))?;
+                (state.nat, state.route_localnet) = (asked.rules, asked.route_localnet);
             }
             interfaces.push((place.clone(), state));
         }

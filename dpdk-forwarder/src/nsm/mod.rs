@@ -12,7 +12,7 @@
 //! - `device_selector`, `breakout`: connections that leave the mesh into a VLAN of a device
 //! - `making`: what a call has made that nobody waits for any more is undone, and what is removed comes before what is made anew;
 //!   `reservation`: how long a connection keeps the number and the port of its tunnel
-//! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
+//! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`, `nat`: what the kernel is told
 //! - `vf`: ends that are VFs of the pods
 //! - `leftovers`: what a forwarder that was killed has left; `namespaces`: where that is looked for
 
@@ -39,6 +39,8 @@ mod leftovers;
 mod making;
 #[cfg(feature = "nsm")]
 mod namespaces;
+#[cfg(feature = "nsm")]
+mod nat;
 #[cfg(feature = "nsm")]
 mod next_hop;
 #[cfg(feature = "nsm")]

@@ -46,7 +46,7 @@ impl ClientWish {
     pub(super) async fn read(call: &Call, site: Option<&TunnelSite>, means: &Means) -> Result<Self, Status> {
         let reservation = means.reserve(&call.connection.id);
         let is_tunnel = |mechanism: &Mechanism| is_tunnel_of(mechanism, &call.connection.payload) && site.is_some();
-        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(mechanism).is_some();
+        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of_client(mechanism).is_some();
         let mechanism = call.connection.mechanism.as_ref();
         let mechanism =
             mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
@@ -58,7 +58,7 @@ impl ClientWish {
             };
             return Ok(Self { kind: None, mechanism, file: None, only: None, reservation });
         }
-        let kind = EndKind::of(&mechanism).ok_or_else(unsupported)?;
+        let kind = EndKind::of_client(&mechanism).ok_or_else(unsupported)?;
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
         let file = files.of(&mechanism).cloned();
         let only = if kind.is_vf() {

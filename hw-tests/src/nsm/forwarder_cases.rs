@@ -37,23 +37,26 @@ pub fn all() -> Vec<NsmCase> {
         ("what_both_ends_have_arranged_is_left_to_them", plain, noop),
         ("sockets_are_made_only_where_others_than_root_may_write", plain, passed_directories),
     ];
-    cases.into_iter().map(|(name, options, run)| NsmCase { name, cast: Cast::default(), options, run }).collect()
+    cases
+        .into_iter()
+        .map(|(name, options, run)| NsmCase { name, cast: Cast::default(), options, needs: &[], run })
+        .collect()
 }
 
 /// A client and an endpoint that a case drives, each in its namespace.
-struct Driven {
+pub(super) struct Driven {
     driver: Driver,
     client: DrivenClient,
-    endpoint: DrivenEndpoint,
-    client_pod: MeshPod,
-    endpoint_pod: MeshPod,
+    pub(super) endpoint: DrivenEndpoint,
+    pub(super) client_pod: MeshPod,
+    pub(super) endpoint_pod: MeshPod,
     netns: Arc<OwnedFd>,
     wanted: Mechanism,
 }
 
 impl Driven {
     /// A client that wants an interface, and an endpoint that has one, with a context that is made of the usual one.
-    fn new(mesh: &mut Mesh, change: impl FnOnce(&mut IpContext)) -> Result<Self> {
+    pub(super) fn new(mesh: &mut Mesh, change: impl FnOnce(&mut IpContext)) -> Result<Self> {
         let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
         let driver = Driver::new(mesh)?;
         let mut script = EndpointScript::kernel(&endpoint_pod.netns().path(), FAR, [OWN_ADDRESS, FAR_ADDRESS])?;
@@ -66,7 +69,7 @@ impl Driven {
     }
 
     /// The connection, asked for once the forwarder is registered.
-    fn first(&self) -> Result<Connection> {
+    pub(super) fn first(&self) -> Result<Connection> {
         self.asked_soon(&self.client, &self.wanted)
     }
 
@@ -82,11 +85,23 @@ impl Driven {
         }
     }
 
-    fn again(&self, known: &Connection) -> Result<Connection, tonic::Status> {
+    /// The same once a forwarder is there that was started again.
+    pub(super) fn again_soon(&self, known: &Connection) -> Result<Connection> {
+        let until = Instant::now() + TIMEOUT;
+        loop {
+            match self.again(known) {
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                asked => return Ok(asked?),
+            }
+        }
+    }
+
+    /// The same connection once more.
+    pub(super) fn again(&self, known: &Connection) -> Result<Connection, tonic::Status> {
         self.driver.ask(&self.client, known.clone(), &self.wanted, &self.netns)
     }
 
-    fn close(&self, known: Connection) -> Result<()> {
+    pub(super) fn close(&self, known: Connection) -> Result<()> {
         Ok(self.driver.close(&self.client, known, &self.netns)?)
     }
 
@@ -94,7 +109,7 @@ impl Driven {
         self.client_pod.netns().ping_all(FAR_IP, 3, 64);
     }
 
-    fn has_nothing_left(&self) -> Result<()> {
+    pub(super) fn has_nothing_left(&self) -> Result<()> {
         self.client_pod.wait_interfaces(0, TIMEOUT)?;
         self.endpoint_pod.wait_interfaces(0, TIMEOUT)?;
         // They go after the interfaces.
@@ -417,7 +432,7 @@ fn route(prefix: &str) -> Route {
 const FAR: &str = "far-1";
 const OWN_ADDRESS: &str = "172.16.1.1/32";
 const FAR_ADDRESS: &str = "172.16.1.2/32";
-const FAR_IP: &str = "172.16.1.2";
+pub(super) const FAR_IP: &str = "172.16.1.2";
 const POLICY_SOURCE: &str = "10.5.0.1";
 /// Numbers of tunnels.
 const TAKEN: [u32; 2] = [7_000_001, 7_000_002];

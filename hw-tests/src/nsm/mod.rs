@@ -8,7 +8,7 @@
 //! - [`caller`]: calls a process by hand
 //! - [`cases`]: what has to hold
 //! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
-//! - [`vlan_cases`]: connections that leave the mesh into a VLAN
+//! - [`nat_cases`]: addresses that an endpoint has translated; [`vlan_cases`]: connections that leave the mesh into a VLAN
 //! - [`runner`]: runs them, several at a time
 
 pub mod caller;
@@ -17,6 +17,7 @@ pub mod chain;
 pub mod driver;
 pub mod forwarder_cases;
 pub mod mesh;
+pub mod nat_cases;
 pub mod node;
 pub mod pod;
 pub mod programs;

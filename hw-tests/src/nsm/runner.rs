@@ -51,7 +51,8 @@ pub fn run(cases: &[NsmCase]) -> Report {
 }
 
 fn run_one(case: &NsmCase) -> Line {
-    if let Some(missing) = case.cast.lacks() {
+    let unmet = || case.needs.iter().find(|need| !need.is_met()).map(ToString::to_string);
+    if let Some(missing) = case.cast.lacks().or_else(unmet) {
         let verdict = if may_skip() { Verdict::Skipped } else { Verdict::Failed };
         return Line::new(case.name, verdict(format!("lacks {missing}")));
     }

@@ -28,6 +28,7 @@ pub fn all() -> Vec<NsmCase> {
         name: "connections_leave_into_a_vlan_of_a_device",
         cast: Cast::default(),
         options,
+        needs: &[],
         run: into_a_vlan,
     }]
 }

@@ -22,6 +22,7 @@ pub(in crate::nsm) use preferences::{beside_tunnel, is_tunnel_of, noop_of_anothe
 use super::breakout::{VLAN, VlanPlace};
 use super::context::Side;
 use super::interface::InterfacePlace;
+use super::nat::{ROUTE_LOCALNET, TEMPLATE};
 use super::vf::{PCI_ADDRESS, VfEnd};
 use super::vxlan::{TunnelSite, VXLAN, Vxlan};
 use super::wireguard::{WIREGUARD, WireGuardPeer};
@@ -62,11 +63,17 @@ impl EndKind {
         let asks = |key: &str| mechanism.parameters.get(key).is_some_and(|value| !NOTHING.contains(&value.as_str()));
         let kind = Self::ALL.into_iter().find(|kind| kind.name() == mechanism.r#type)?;
         match kind {
-            Self::Kernel | Self::KernelVf if KERNEL_LACKS.into_iter().any(asks) => None,
+            Self::Kernel | Self::KernelVf if asks(TRUNK_VLAN) => None,
             Self::Kernel if asks(TOKEN) => Some(Self::KernelVf),
             Self::Vfio if !asks(TOKEN) => None,
             kind => Some(kind),
         }
+    }
+
+    /// The same for a client: what only an endpoint may want in its namespace is refused.
+    pub(in crate::nsm) fn of_client(mechanism: &Mechanism) -> Option<Self> {
+        let asks = |key: &str| mechanism.parameters.get(key).is_some_and(|value| !NOTHING.contains(&value.as_str()));
+        Self::of(mechanism).filter(|_| ![TEMPLATE, ROUTE_LOCALNET].into_iter().any(asks))
     }
 
     /// Whether it is a VF, which reaches the other end by its NIC.
@@ -172,9 +179,8 @@ pub(in crate::nsm) fn unsupported() -> Status {
 pub(in crate::nsm) const IP: &str = "IP";
 /// The parameter that says what an interface is called.
 pub(in crate::nsm) const NAME: &str = "name";
-/// Parameters of KERNEL that need what is not built: VLAN breakout, address translation. Whoever has another forwarder for them is to find
-/// that one.
-const KERNEL_LACKS: [&str; 3] = ["vlan", "IPTables4NatTemplate", "routeLocalNet"];
+/// The parameter of KERNEL that wants an interface with VLANs in it, as cmd-forwarder-ovs has them. Whoever has that one is to find it.
+const TRUNK_VLAN: &str = "vlan";
 /// The parameter that says by which of its VFs a pod wants its end.
 pub(in crate::nsm) const TOKEN: &str = "tokenID";
 /// Values of parameters that ask for nothing.
@@ -193,15 +199,18 @@ mod tests {
     fn what_a_mechanism_asks_for_beyond_us_is_not_passed_over() {
         let with = |key: &str, value: &str| {
             let parameters = [(key.to_owned(), value.to_owned())].into();
-            EndKind::of(&Mechanism { r#type: "KERNEL".to_owned(), parameters, ..Mechanism::default() })
+            let mechanism = Mechanism { r#type: "KERNEL".to_owned(), parameters, ..Mechanism::default() };
+            [EndKind::of(&mechanism), EndKind::of_client(&mechanism)]
         };
-        for (key, value) in [("vlan", "0"), ("tokenID", ""), ("routeLocalNet", "false"), ("name", "nsm-1")] {
-            assert_eq!(with(key, value), Some(EndKind::Kernel), "{key} {value}");
+        let both = |kind| [Some(kind); 2];
+        for (key, value) in [("vlan", "0"), ("tokenID", ""), (ROUTE_LOCALNET, "false"), ("name", "nsm-1")] {
+            assert_eq!(with(key, value), both(EndKind::Kernel), "{key} {value}");
         }
-        for (key, value) in [("vlan", "7"), ("routeLocalNet", "true")] {
-            assert_eq!(with(key, value), None, "{key} {value}");
+        assert_eq!(with("vlan", "7"), [None; 2]);
+        for (key, value) in [(ROUTE_LOCALNET, "true"), (TEMPLATE, "-N A")] {
+            assert_eq!(with(key, value), [Some(EndKind::Kernel), None], "of the endpoint: {key} {value}");
         }
-        assert_eq!(with(TOKEN, "sriov-1"), Some(EndKind::KernelVf));
+        assert_eq!(with(TOKEN, "sriov-1"), both(EndKind::KernelVf));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::mesh::{Mesh, MeshOptions};
 use super::pod::MeshPod;
 use super::programs::{Cast, Maker};
 use crate::TIMEOUT;
+use crate::need::Need;
 
 /// Something that has to hold, in a mesh of its own.
 pub struct NsmCase {
@@ -31,6 +32,8 @@ pub struct NsmCase {
     pub cast: Cast,
     /// How the mesh is.
     pub options: MeshOptions,
+    /// What it takes beside what all take.
+    pub needs: &'static [Need],
     /// What runs.
     pub run: Run,
 }
@@ -90,7 +93,7 @@ pub fn all() -> Vec<NsmCase> {
         ),
         ("two_nodes_managers_are_killed", "go_two_nodes_managers_are_killed", two, recovery::managers_killed),
     ];
-    let case = |name, cast, options, run| NsmCase { name, cast, options, run };
+    let case = |name, cast, options, run| NsmCase { name, cast, options, needs: &[], run };
     let mut cases: Vec<_> =
         both.iter().map(|(name, _, options, run)| case(*name, Cast::default(), *options, *run)).collect();
     for (name, run) in [
