@@ -1,7 +1,7 @@
 //! `ferrule nsm`: Network Service Mesh on this machine: shown, run as a whole, and each of its processes alone.
 //!
 //! Each process takes the environment of the program in Go that it can take the place of.
-//! Modules: `show` (services, endpoints, connections), `manager`, `client`, `endpoint`,
+//! Modules: `show` (services, endpoints, connections), `manager`, `client`, `endpoint`, `memifs` (who answers there),
 //! `identities` (the Workload API), `up` (all of them, with a forwarder), `probe` (whether one of them serves), `vfio` (a client's nodes).
 
 use std::future::Future;
@@ -26,6 +26,7 @@ mod client;
 mod endpoint;
 mod identities;
 mod manager;
+mod memifs;
 mod probe;
 mod show;
 mod up;
@@ -51,7 +52,7 @@ enum NsmCommand {
     Up(up::UpArgs),
     /// Ask for a connection, keep it until Ctrl-C, then close it
     Client(client::ClientArgs),
-    /// Offer a service whose ends are kernel interfaces of a namespace
+    /// Offer a service whose ends are kernel interfaces or memifs of a namespace, or VFs
     Endpoint(endpoint::EndpointArgs),
     /// Manage the connections of this node; without another registry it has one of its own
     Manager(manager::ManagerArgs),

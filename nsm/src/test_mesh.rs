@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::server::Router;
 
-use crate::endpoint::KernelEndpoint;
+use crate::endpoint::Endpoint;
 use crate::files::Inode;
 use crate::identity::test_identities::Identities;
 use crate::identity::{Identity, IdentitySource};
@@ -184,7 +184,7 @@ impl Mesh {
     }
 
     async fn endpoint(&mut self, name: &'static str, manager: &str) {
-        let handler = KernelEndpoint::new(Arc::clone(&self.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
+        let handler = Endpoint::new(Arc::clone(&self.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
         let calls = ConnectionServer::new(name, LIFETIME, handler);
         self.serve(name, &[self.address(name)], router(&calls)).await;
         self.register_endpoint(name, manager).await;

@@ -13,7 +13,7 @@ use ferrule_nsm::transport::{Address, DialOptions, KeptConnection};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::endpoint::EndpointArgs;
+use super::endpoint::{EndpointArgs, MechanismFlag};
 use super::{NsmError, StopSignal, client, endpoint, identities, manager, open_namespace, stopped};
 
 /// Options of `ferrule nsm up`.
@@ -154,6 +154,7 @@ async fn demo(directory: &Path, stop: StopSignal, stay: bool) -> Result<(), NsmE
             listen_on: Some(directory.join("endpoint.sock")),
         },
         prefixes: PREFIXES.iter().filter_map(|prefix| prefix.parse().ok()).collect(),
+        mechanisms: vec![MechanismFlag::Kernel],
         netns: pair[1].path(),
         trusted: Trusted { relays: vec![FORWARDER.to_owned()], observers: Vec::new() },
         process: process("endpoint"),

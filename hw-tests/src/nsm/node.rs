@@ -118,11 +118,23 @@ impl MeshNode {
 
     /// Starts an endpoint of the service in a namespace, and waits until it is registered.
     pub fn start_endpoint(&mut self, pod: &MeshPod, prefixes: &str, payload: &str) -> Result<()> {
+        self.start_endpoint_of(pod, prefixes, payload, None)
+    }
+
+    /// The same of one of ours, which has these mechanisms.
+    pub fn start_endpoint_of(
+        &mut self,
+        pod: &MeshPod,
+        prefixes: &str,
+        payload: &str,
+        mechanisms: Option<&str>,
+    ) -> Result<()> {
         let mut command = match self.common.cast.endpoint {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);
                 command.args(["nsm", "endpoint"]).args(self.common.relays());
                 command.arg("--listen-on").arg(self.common.path("nse.sock"));
+                command.args(mechanisms.iter().flat_map(|mechanisms| ["--mechanism", mechanisms]));
                 command
             }
             Maker::Go => pod.command(&go("nse-icmp-responder")?),

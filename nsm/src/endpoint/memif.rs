@@ -61,6 +61,6 @@ pub fn memif_socket(mechanism: &Mechanism) -> Option<&str> {
 }
 
 pub(super) const MEMIF: &str = "MEMIF";
-const SOCKET_FILE: &str = "socketfile";
+pub(super) const SOCKET_FILE: &str = "socketfile";
 /// An abstract name has 107 bytes.
 const ID_MAX: usize = 64;

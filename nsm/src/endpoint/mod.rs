@@ -1,6 +1,6 @@
 //! What an endpoint needs.
 //!
-//! - [`KernelEndpoint`]: serves connections of kernel interfaces
+//! - [`Endpoint`]: serves connections of kernel interfaces, memif sockets and VFs; [`MemifServer`]: who listens at those sockets
 //! - [`Ipam`]: addresses for either end of a connection
 //! - [`MiddleEndpoint`]: serves connections with memif ends ([`MemifEnds`]), and asks for the next hop of their chain; [`Between`]: what is
 //!   between the two
@@ -19,4 +19,4 @@ pub use ipam::{Ipam, IpamError};
 pub use memif::{MemifEnds, memif_socket};
 pub use middle::{Between, MiddleEndpoint};
 pub use serve::{Offer, OfferError};
-pub use server::KernelEndpoint;
+pub use server::{Endpoint, EndpointMechanism, MemifServer, MemifSocket};

@@ -1,6 +1,7 @@
 //! An endpoint: it gives its clients addresses, and the place where its end of the link is to be.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,20 +9,68 @@ use ipnet::IpNet;
 use tonic::Status;
 
 use super::ipam::{Ipam, IpamError};
+use super::memif::{MEMIF, MemifEnds, SOCKET_FILE, memif_socket};
 use crate::client::TOKEN;
 use crate::files::Inode;
 use crate::proto::connection::{Connection, Mechanism};
 use crate::service::{Call, Handler, INODE_URL};
 use crate::transport::Peer;
 
-/// Serves connections of kernel interfaces, which its forwarder makes in a network namespace of the endpoint's.
-pub struct KernelEndpoint {
+/// Serves connections: kernel interfaces, which its forwarder makes in a network namespace of the endpoint's; memif sockets there, at which a
+/// program of the endpoint listens; VFs of its pod.
+pub struct Endpoint {
     namespace: Arc<OwnedFd>,
     inode: Inode,
+    sockets: MemifEnds,
+    offers: Vec<EndpointMechanism>,
     ipam: Mutex<Ipam>,
     /// By the ids of their connections.
     interfaces: Mutex<BTreeMap<String, String>>,
     tokens: Mutex<Tokens>,
+    memifs: Option<Box<dyn MemifServer>>,
+}
+
+/// What an endpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointMechanism {
+    /// Interfaces of the kernel; those of VFs for clients that have a VF, as long as there are tokens.
+    Kernel,
+    /// Sockets of memif.
+    Memif,
+    /// VFs on VFIO, for clients that have a VF, as long as there are tokens.
+    Vfio,
+}
+
+impl EndpointMechanism {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => KERNEL,
+            Self::Memif => MEMIF,
+            Self::Vfio => VFIO,
+        }
+    }
+}
+
+/// A socket of memif for a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemifSocket {
+    /// The id of the connection.
+    pub connection: String,
+    /// An abstract name in the endpoint's namespace, `@...`.
+    pub socket: String,
+    /// Whether packets have no Ethernet header.
+    pub is_ip: bool,
+    /// The endpoint's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Who listens at the sockets of an endpoint's connections. The forwarder comes to them as a memif client.
+pub trait MemifServer: Send + Sync + 'static {
+    /// There is a connection, or it has other addresses than before: again and again it may be the same.
+    fn open(&self, socket: MemifSocket);
+
+    /// The connection of this id is there no more.
+    fn close(&self, connection: &str);
 }
 
 /// Of VFs that the endpoint's pod has.
@@ -32,7 +81,7 @@ struct Tokens {
     used: BTreeMap<String, String>,
 }
 
-impl KernelEndpoint {
+impl Endpoint {
     /// With its ends in this namespace, and addresses out of these prefixes.
     ///
     /// # Errors
@@ -40,12 +89,27 @@ impl KernelEndpoint {
     pub fn new(namespace: Arc<OwnedFd>, prefixes: &[IpNet]) -> std::io::Result<Self> {
         let inode = Inode::of(&namespace)?;
         Ok(Self {
+            sockets: MemifEnds::new(Arc::clone(&namespace))?,
             namespace,
             inode,
+            offers: vec![EndpointMechanism::Kernel],
             ipam: Mutex::new(Ipam::new(prefixes)),
             interfaces: Mutex::default(),
             tokens: Mutex::default(),
+            memifs: None,
         })
+    }
+
+    /// With these mechanisms in the place of KERNEL alone. Which of them a connection has is the forwarder's to choose.
+    #[must_use]
+    pub fn with_mechanisms(self, offers: &[EndpointMechanism]) -> Self {
+        Self { offers: offers.to_vec(), ..self }
+    }
+
+    /// With somebody who listens at sockets of memif.
+    #[must_use]
+    pub fn with_memifs(self, server: impl MemifServer) -> Self {
+        Self { memifs: Some(Box::new(server)), ..self }
     }
 
     /// With VFs for clients that have some themselves: one for each, as long as there are tokens.
@@ -54,41 +118,69 @@ impl KernelEndpoint {
         Self { tokens: Mutex::new(Tokens { free: tokens, used: BTreeMap::new() }), ..self }
     }
 
-    /// What the answer says of the interface; its name stays as long as the connection. A client that has a VF has no other end beside it than
-    /// a VF, or one that nobody makes (NOOP).
-    fn mechanism(&self, id: &str, service: &str, beside_vf: bool) -> Mechanism {
-        let token = if beside_vf { lock(&self.tokens).of(id) } else { None };
-        if beside_vf && token.is_none() {
-            return Mechanism { cls: "LOCAL".to_owned(), r#type: NOOP.to_owned(), parameters: BTreeMap::new() };
+    /// What the answer says of the endpoint's end, which stays what it is as long as the connection; none: nothing of what is wanted is had. A
+    /// client that has a VF has no other end beside it than a VF, or one that nobody makes (NOOP).
+    fn mechanism(&self, id: &str, service: &str, wanted: &[&str]) -> Result<Mechanism, Status> {
+        let has = |offer: EndpointMechanism| self.offers.contains(&offer) && wanted.contains(&offer.name());
+        if wanted.contains(&NOOP) {
+            let kind = [EndpointMechanism::Vfio, EndpointMechanism::Kernel].into_iter().find(|offer| has(*offer));
+            let token = kind.and_then(|_| lock(&self.tokens).of(id));
+            return Ok(match (kind, token) {
+                (Some(EndpointMechanism::Vfio), Some(token)) => local(VFIO, [(TOKEN, token)]),
+                (Some(_), Some(token)) => {
+                    let name = name_of(&mut lock(&self.interfaces), id, service);
+                    local(KERNEL, [(INODE_URL, self.inode.to_string()), ("name", name), (TOKEN, token)])
+                }
+                _ => local(NOOP, []),
+            });
         }
-        let name = name_of(&mut lock(&self.interfaces), id, service);
-        let parameters = [(INODE_URL.to_owned(), self.inode.to_string()), ("name".to_owned(), name)];
-        let mut parameters: BTreeMap<_, _> = parameters.into();
-        parameters.extend(token.map(|token| (TOKEN.to_owned(), token)));
-        Mechanism { cls: "LOCAL".to_owned(), r#type: KERNEL.to_owned(), parameters }
+        let offers = [EndpointMechanism::Kernel, EndpointMechanism::Memif];
+        let offer = |wanted: &&str| offers.into_iter().find(|offer| offer.name() == *wanted && has(*offer));
+        match wanted.iter().find_map(offer) {
+            Some(EndpointMechanism::Memif) => self.sockets.served(id),
+            Some(EndpointMechanism::Kernel | EndpointMechanism::Vfio) => {
+                let name = name_of(&mut lock(&self.interfaces), id, service);
+                Ok(local(KERNEL, [(INODE_URL, self.inode.to_string()), ("name", name)]))
+            }
+            None => {
+                let offers: Vec<_> = self.offers.iter().map(|offer| offer.name()).collect();
+                let offers = offers.join(", ");
+                Err(Status::unimplemented(format!(
+                    "cannot support any of the requested mechanism: this endpoint has {offers}"
+                )))
+            }
+        }
+    }
+
+    /// Whoever listens there is told of a connection's socket.
+    fn tell(&self, connection: &Connection) {
+        let socket = connection.mechanism.as_ref().and_then(memif_socket);
+        let (Some(server), Some(socket)) = (&self.memifs, socket) else { return };
+        let ip = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
+        let texts = ip.map_or(&[][..], |ip| &ip.dst_ip_addrs);
+        let addresses = texts.iter().filter_map(|text| Some(text.parse::<IpNet>().ok()?.addr())).collect();
+        let is_ip = connection.payload == IP;
+        server.open(MemifSocket { connection: connection.id.clone(), socket: socket.to_owned(), is_ip, addresses });
     }
 
     fn forget(&self, id: &str) {
         lock(&self.ipam).release(id);
         lock(&self.interfaces).remove(id);
         lock(&self.tokens).give_back(id);
+        if let Some(memifs) = &self.memifs {
+            memifs.close(id);
+        }
     }
 }
 
 #[tonic::async_trait]
-impl Handler for KernelEndpoint {
+impl Handler for Endpoint {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
         let mut connection = call.connection;
-        let is_wanted = |kind: &str| {
-            let mut wanted = connection.mechanism.iter().chain(&call.preferences);
-            wanted.any(|mechanism| mechanism.r#type == kind)
-        };
-        let beside_vf = is_wanted(NOOP);
-        if !beside_vf && !is_wanted(KERNEL) {
-            return Err(Status::unimplemented(
-                "cannot support any of the requested mechanism: this endpoint has KERNEL only",
-            ));
-        }
+        // What a connection has comes first, then what its forwarder would rather have.
+        let wanted: Vec<_> =
+            connection.mechanism.iter().chain(&call.preferences).map(|wanted| wanted.r#type.as_str()).collect();
+        let mechanism = self.mechanism(&connection.id, &connection.network_service, &wanted)?;
         let files = call.peer.as_ref().and_then(Peer::files);
         let files = files.ok_or_else(|| {
             Status::failed_precondition("a namespace cannot be passed over TCP: connect to the endpoint's Unix socket")
@@ -100,14 +192,20 @@ impl Handler for KernelEndpoint {
             ethernet.vlan_tag = 0;
         }
         let context = context.ip_context.get_or_insert_default();
-        lock(&self.ipam).assign(&connection.id, context)?;
-        connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service, beside_vf));
+        if let Err(error) = lock(&self.ipam).assign(&connection.id, context) {
+            if call.known.is_none() {
+                self.forget(&connection.id);
+            }
+            return Err(error.into());
+        }
+        let end = ["name", SOCKET_FILE, TOKEN].into_iter().find_map(|key| mechanism.parameters.get(key));
+        let end = format!("{}/{}", mechanism.r#type, end.map_or("", String::as_str));
+        connection.mechanism = Some(mechanism);
         // We call nobody: what lies behind was another's.
-        let interface = connection.mechanism.as_ref().and_then(|mechanism| mechanism.parameters.get("name"));
         if let Some(path) = &mut connection.path {
             call.place.trim(path);
-            if let (Some(segment), Some(interface)) = (path.path_segments.get_mut(call.place.own), interface) {
-                segment.metrics.insert("server_interface".to_owned(), format!("{KERNEL}/{interface}"));
+            if let Some(segment) = path.path_segments.get_mut(call.place.own) {
+                segment.metrics.insert("server_interface".to_owned(), end);
             }
         }
         if let Err(error) = files.send(Arc::clone(&self.namespace)) {
@@ -116,6 +214,7 @@ impl Handler for KernelEndpoint {
             }
             return Err(Status::unavailable(format!("cannot pass the namespace: {error}")));
         }
+        self.tell(&connection);
         Ok(connection)
     }
 
@@ -176,7 +275,14 @@ impl Tokens {
     }
 }
 
+fn local<const N: usize>(kind: &str, parameters: [(&str, String); N]) -> Mechanism {
+    let parameters = parameters.map(|(key, value)| (key.to_owned(), value)).into();
+    Mechanism { cls: "LOCAL".to_owned(), r#type: kind.to_owned(), parameters }
+}
+
 const KERNEL: &str = "KERNEL";
+const VFIO: &str = "VFIO";
+const IP: &str = "IP";
 const NOOP: &str = "NOOP";
 /// IFNAMSIZ, less the zero at its end.
 const INTERFACE_MAX: usize = 15;
@@ -189,17 +295,52 @@ mod tests {
     #[test]
     fn a_client_with_a_vf_is_met_by_one_as_long_as_there_are_some() {
         let namespace = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
-        let endpoint = KernelEndpoint::new(namespace, &[]).unwrap().with_tokens(vec!["sriov-1".to_owned()]);
-        let token = |id: &str, beside_vf| {
-            let mechanism = endpoint.mechanism(id, "s", beside_vf);
-            (mechanism.r#type, mechanism.parameters.get(TOKEN).cloned())
+        let endpoint = |offers: &[EndpointMechanism]| {
+            let endpoint = Endpoint::new(Arc::clone(&namespace), &[]).unwrap().with_mechanisms(offers);
+            endpoint.with_tokens(vec!["sriov-1".to_owned()])
         };
-        let (kernel, vf) = (KERNEL.to_owned(), Some("sriov-1".to_owned()));
-        assert_eq!(token("plain", false), (kernel.clone(), None));
-        assert_eq!([token("a", true), token("a", true)], [(kernel.clone(), vf.clone()), (kernel.clone(), vf.clone())]);
-        assert_eq!(token("b", true), (NOOP.to_owned(), None));
-        endpoint.forget("a");
-        assert_eq!(token("b", true), (kernel, vf));
+        let token = |endpoint: &Endpoint, id: &str, wanted: &[&str]| {
+            let mechanism = endpoint.mechanism(id, "s", wanted).ok()?;
+            let has_namespace = mechanism.parameters.contains_key(INODE_URL);
+            Some((mechanism.r#type, mechanism.parameters.get(TOKEN).cloned(), has_namespace))
+        };
+        let beside_vf = [NOOP, KERNEL, VFIO];
+        for (kind, offers, has_namespace) in [
+            (KERNEL, &[EndpointMechanism::Kernel][..], true),
+            (VFIO, &[EndpointMechanism::Kernel, EndpointMechanism::Vfio], false),
+            (VFIO, &[EndpointMechanism::Vfio], false),
+        ] {
+            let endpoint = endpoint(offers);
+            let vf = Some((kind.to_owned(), Some("sriov-1".to_owned()), has_namespace));
+            assert_eq!(
+                [token(&endpoint, "a", &beside_vf), token(&endpoint, "a", &beside_vf)],
+                [vf.clone(), vf.clone()]
+            );
+            assert_eq!(token(&endpoint, "b", &beside_vf), Some((NOOP.to_owned(), None, false)));
+            endpoint.forget("a");
+            assert_eq!(token(&endpoint, "b", &beside_vf), vf);
+            let plain = offers.contains(&EndpointMechanism::Kernel).then(|| (KERNEL.to_owned(), None, true));
+            assert_eq!(token(&endpoint, "plain", &[KERNEL]), plain);
+        }
+        assert_eq!(
+            token(&endpoint(&[EndpointMechanism::Memif]), "a", &beside_vf),
+            Some((NOOP.to_owned(), None, false))
+        );
+    }
+
+    #[test]
+    fn whoever_asks_chooses_and_what_a_connection_has_stays() {
+        let namespace = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
+        let endpoint = Endpoint::new(namespace, &[]).unwrap();
+        let kind =
+            |endpoint: &Endpoint, wanted: &[&str]| endpoint.mechanism("a", "s", wanted).ok().map(|found| found.r#type);
+        assert_eq!(kind(&endpoint, &[MEMIF]), None);
+        let endpoint = endpoint.with_mechanisms(&[EndpointMechanism::Kernel, EndpointMechanism::Memif]);
+        assert_eq!(kind(&endpoint, &[MEMIF, KERNEL]).as_deref(), Some(MEMIF));
+        assert_eq!(kind(&endpoint, &[KERNEL, MEMIF, KERNEL]).as_deref(), Some(KERNEL));
+        assert_eq!(kind(&endpoint, &["VHOST_USER", VFIO]), None);
+        let memif = endpoint.mechanism("a", "s", &[MEMIF]).unwrap();
+        assert_eq!(memif.parameters[SOCKET_FILE], "@ferrule/nse/a/memif.socket");
     }
 
     #[test]

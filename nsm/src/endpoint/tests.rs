@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::KernelEndpoint;
+use super::Endpoint;
 use crate::files::Inode;
 use crate::identity::test_identities::Identities;
 use crate::identity::{Identity, IdentitySource};
@@ -40,7 +40,7 @@ impl Mesh {
         let namespace = open("/proc/self/ns/net", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let namespace = Arc::new(namespace);
         let address = Address::Unix(directory.join("nse.sock"));
-        let handler = KernelEndpoint::new(Arc::clone(&namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
+        let handler = Endpoint::new(Arc::clone(&namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
         let calls = ConnectionServer::new("nse", LIFETIME, handler);
         let (sender, source) = IdentitySource::new(identities.identity("/nse"));
         let (process, bound) = (TestProcess::new(), address.clone());

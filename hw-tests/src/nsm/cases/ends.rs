@@ -190,7 +190,7 @@ impl Handler for OwnEndpoint {
     }
 }
 
-fn open(spec: &EndSpec) -> Result<End> {
+pub(super) fn open(spec: &EndSpec) -> Result<End> {
     Ok(End::open(spec, TIMEOUT)?)
 }
 
@@ -202,7 +202,7 @@ fn queue(end: &mut End) -> (&mut dyn Target, &mut dyn Source) {
     }
 }
 
-fn send(end: &mut End, bytes: &[u8]) -> Result<bool> {
+pub(super) fn send(end: &mut End, bytes: &[u8]) -> Result<bool> {
     let (sender, _) = queue(end);
     let broken = |fault| anyhow::anyhow!("the peer broke the protocol: {fault:?}");
     sender.refresh().map_err(broken)?;
@@ -222,7 +222,7 @@ fn send(end: &mut End, bytes: &[u8]) -> Result<bool> {
 }
 
 /// The frames that are there now, at most a burst.
-fn receive(end: &mut End, gather: &mut [u8]) -> Result<Vec<Vec<u8>>> {
+pub(super) fn receive(end: &mut End, gather: &mut [u8]) -> Result<Vec<Vec<u8>>> {
     let (_, receiver) = queue(end);
     let broken = |fault| anyhow::anyhow!("the peer broke the protocol: {fault:?}");
     let mut frames = Vec::new();

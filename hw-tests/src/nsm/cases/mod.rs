@@ -110,6 +110,7 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals::by_clients));
     cases.push(case("bad_calls_are_refused_and_leave_nothing", Cast::default(), plain, by_hand::refusals));
     cases.push(case("a_client_by_memif_has_a_socket", Cast::default(), plain, memif::client_by_memif));
+    cases.push(case("an_endpoint_by_memif_answers", Cast::default(), few, memif::endpoint_by_memif));
     cases.push(case("all_kinds_of_ends_are_joined", Cast::default(), plain, ends::all_pairs));
     cases.push(case("hundred_requests_at_once", Cast::default(), plain, at_once::hundred_requests));
     cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
