@@ -15,6 +15,7 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_nsm::endpoint::OfferError;
 use ferrule_nsm::identity::{AuthorityError, ServeError, SpiffeIdError, WorkloadError};
 use ferrule_nsm::process::ProcessError;
+use ferrule_nsm::trace::{self, TraceError};
 use ferrule_nsm::transport::{AddressError, DialError, ListenError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -70,6 +71,10 @@ pub async fn run(args: NsmArgs) -> Result<(), CliError> {
     let runs_on = !matches!(args.command, None | Some(NsmCommand::Probe(_)));
     let log = runs_on.then(|| LogFlags::default().start(env!("CARGO_PKG_NAME")));
     let _log = log.transpose().map_err(NsmError::from)?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let traces_to = trace::endpoint_of_environment(variable).filter(|_| runs_on);
+    let name = variable("NSM_NAME").unwrap_or_else(|| "ferrule-nsm".to_owned());
+    let _traces = traces_to.map(|endpoint| trace::start(&endpoint, &name)).transpose().map_err(NsmError::from)?;
     match args.command {
         None => Box::pin(show::run(&args.show)).await?,
         Some(NsmCommand::Up(args)) => Box::pin(up::run(args)).await?,
@@ -115,6 +120,9 @@ pub enum NsmError {
     /// A name is none.
     #[error(transparent)]
     Id(#[from] SpiffeIdError),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// No identities can be made.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

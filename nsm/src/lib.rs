@@ -12,6 +12,7 @@
 //! - [`service`]: serving connections
 //! - [`endpoint`]: an endpoint with addresses for its clients, or with what is next in their chain behind it
 //! - [`manager`]: which forwarder a connection goes through; [`client`]: keeps one connection
+//! - [`trace`]: what calls tell a collector, if one is named
 //! - [`files`]: network namespaces and sockets that are passed beside calls
 //! - [`process`]: what each process is told on its command line
 
@@ -34,6 +35,7 @@ mod test_mesh;
 #[cfg(test)]
 mod test_process;
 pub mod token;
+pub mod trace;
 pub mod transport;
 
 /// An error with what caused it: transport errors say nothing by themselves.

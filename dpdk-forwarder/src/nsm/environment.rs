@@ -85,7 +85,9 @@ fn fate(name: &str) -> Fate {
         }),
         "NSM_LOG_LEVEL" => Fate::Ignored("`--log` and RUST_LOG say what is logged"),
         "NSM_REGISTRY_CLIENT_POLICIES" => Fate::Ignored("the checks are built in, and cannot be switched off"),
-        "NSM_OPEN_TELEMETRY_ENDPOINT" | "NSM_METRICS_EXPORT_INTERVAL" => {
+        // With `TELEMETRY=true` traces go there: it is read where they begin.
+        "NSM_OPEN_TELEMETRY_ENDPOINT" => Fate::Read(|_, _| Ok(())),
+        "NSM_METRICS_EXPORT_INTERVAL" => {
             Fate::Ignored("metrics are in the path of each connection, and on the page of `--metrics`")
         }
         "NSM_PPROF_ENABLED" | "NSM_PPROF_LISTEN_ON" => Fate::Ignored("this is no Go program"),

@@ -12,6 +12,7 @@ use ferrule_nsm::monitor::Monitor;
 use ferrule_nsm::proto::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use ferrule_nsm::registry::{Registration, RegistryCache, RegistryClient};
 use ferrule_nsm::service::ConnectionServer;
+use ferrule_nsm::trace::{self, TraceError};
 use ferrule_nsm::transport::{
     Address, AddressError, Allowed, DialOptions, KeptConnection, ListenError, ListenLimits, Listener, server,
 };
@@ -47,6 +48,9 @@ pub(crate) async fn serve(
         () = draining(phase.clone()) => return Ok(()),
     };
     info!(id = %identity.current().svid.certificate().id(), "this forwarder has an identity");
+    let traces_to = settings.traces_to.clone();
+    let traces_to = traces_to.or_else(|| trace::endpoint_of_environment(|name| std::env::var(name).ok()));
+    let _traces = traces_to.map(|endpoint| trace::start(&endpoint, &settings.name)).transpose()?;
     Box::pin(serve_as(settings, identity, wires, phase.clone())).await?;
     let _ = phase.wait_for(|phase| *phase == Phase::Stopped).await;
     Ok(())
@@ -166,6 +170,9 @@ pub(crate) enum MeshError {
     /// Tunnels cannot begin there.
     #[error("the address of tunnels, `tunnel_ip` or NSM_TUNNEL_IP: {0}")]
     Tunnels(String),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// The device selector is wrong.
     #[error("the device selector, `device_selector` or NSM_DEVICE_SELECTOR_FILE: {0}")]
     Devices(String),

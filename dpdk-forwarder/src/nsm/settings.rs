@@ -32,6 +32,8 @@ pub struct NsmSettings {
     pub vxlan_port: u16,
     /// The file that says by which devices connections leave into VLANs; none: none does.
     pub device_selector: Option<PathBuf>,
+    /// The collector of OpenTelemetry that traces go to, `http://address:4317`; none: what the environment says.
+    pub traces_to: Option<String>,
     /// Mechanisms that are preferred to others, the first one most.
     pub mechanism_priority: Vec<String>,
     /// The SR-IOV configuration of cmd-forwarder-sriov; none: all tokens of `device-plugin` are good.
@@ -56,6 +58,7 @@ impl Default for NsmSettings {
             tunnel_ip: None,
             vxlan_port: VXLAN_PORT,
             device_selector: None,
+            traces_to: None,
             mechanism_priority: Vec::new(),
             sriov_config: None,
             sriov_tokens: PathBuf::from("/var/lib/ferrule/device-plugin/nsm-tokens"),
@@ -80,6 +83,7 @@ impl NsmSettings {
             "tunnel_ip",
             "vxlan_port",
             "device_selector",
+            "traces_to",
             "mechanism_priority",
             "sriov_config",
             "sriov_tokens",
@@ -131,6 +135,7 @@ impl NsmSettings {
             }
             Some(path)
         };
+        settings.traces_to = table.optional("traces_to").and_then(|field| field.text().map(ToOwned::to_owned));
         settings.device_selector = path("device_selector");
         settings.sriov_config = path("sriov_config");
         settings.sriov_tokens = path("sriov_tokens").unwrap_or(settings.sriov_tokens);

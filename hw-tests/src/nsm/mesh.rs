@@ -1,6 +1,7 @@
 //! A mesh of one node or of two: identities, a registry, and on each node a manager and our forwarder.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -32,7 +33,8 @@ impl Mesh {
     pub fn start(cast: Cast, options: MeshOptions) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("nsm-").tempdir().context("make a directory")?;
         let is_needed = cast.registry.is_some() || options.nodes > 1;
-        let registry = is_needed.then(|| format!("tcp://{}:{REGISTRY_PORT}", MeshNode::address_of(1)));
+        let registry = SocketAddr::new(MeshNode::address_of(1, &options), REGISTRY_PORT);
+        let registry = is_needed.then(|| format!("tcp://{registry}"));
         let common = Arc::new(MeshSettings { directory, cast, options, registry });
         let nodes = (1..=options.nodes).map(|number| MeshNode::new(number, Arc::clone(&common))).collect();
         let mut mesh = Self { common, nodes, shared: BTreeMap::new(), figures: Vec::new() };

@@ -8,6 +8,7 @@
 //! - [`caller`]: calls a process by hand
 //! - [`cases`]: what has to hold
 //! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
+//! - [`trace_cases`]: what a collector is told
 //! - [`nat_cases`]: addresses that an endpoint has translated; [`vlan_cases`]: connections that leave the mesh into a VLAN
 //! - [`runner`]: runs them, several at a time
 
@@ -23,4 +24,5 @@ pub mod pod;
 pub mod programs;
 pub mod runner;
 mod settings;
+pub mod trace_cases;
 pub mod vlan_cases;

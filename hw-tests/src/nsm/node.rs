@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::pod::MeshPod;
 use super::programs::{Maker, go, ours};
-use super::settings::{INTERFACE, MeshSettings, SERVICE, client_name};
+use super::settings::{INTERFACE, MeshOptions, MeshSettings, SERVICE, client_name};
 use crate::process::Process;
 
 /// A node: a manager and our forwarder, in a namespace that stands for the node's own. All of it ends with this value.
@@ -38,21 +38,28 @@ impl MeshNode {
             }
         }
         for node in nodes {
-            let netns = node.place.netns();
-            netns.ip(&format!("address add {}/24 dev {UPLINK}", node.address()));
+            let (netns, address) = (node.place.netns(), node.address());
+            netns.ip(&match address {
+                IpAddr::V4(address) => format!("address add {address}/24 dev {UPLINK}"),
+                IpAddr::V6(address) => format!("address add {address}/64 dev {UPLINK} nodad"),
+            });
             netns.ip(&format!("link set {UPLINK} up"));
-            netns.ip(&format!("route add default dev {UPLINK}"));
+            let family = if address.is_ipv4() { "-4" } else { "-6" };
+            netns.ip(&format!("{family} route add default dev {UPLINK}"));
         }
     }
 
     /// The address of a node.
-    pub(super) fn address_of(number: usize) -> Ipv4Addr {
-        Ipv4Addr::new(10, 255, 0, number as u8)
+    pub(super) fn address_of(number: usize, options: &MeshOptions) -> IpAddr {
+        if options.is_ipv6 {
+            return Ipv6Addr::new(0xfd00, 0xfe44, 0, 0, 0, 0, 0, number as u16).into();
+        }
+        Ipv4Addr::new(10, 255, 0, number as u8).into()
     }
 
     /// Its address.
-    pub fn address(&self) -> Ipv4Addr {
-        Self::address_of(self.number)
+    pub fn address(&self) -> IpAddr {
+        Self::address_of(self.number, &self.common.options)
     }
 
     /// The namespace that stands for the node's own.
@@ -82,10 +89,12 @@ impl MeshNode {
             Maker::Go => self.place.command(&go("nsmgr")?),
         };
         self.common.set(&mut command, &self.manager_name());
-        command.env("NSM_LISTEN_ON", format!("{},tcp://{}:{MANAGER_PORT}", self.manager_url(), self.address()));
+        let reached = SocketAddr::new(self.address(), MANAGER_PORT);
+        command.env("NSM_LISTEN_ON", format!("{},tcp://{reached}", self.manager_url()));
         if let Some(registry) = &self.common.registry {
             command.env("NSM_REGISTRY_URL", registry);
         }
+        self.common.set_traces(&mut command, self.address());
         let process = Process::start(&mut command);
         process.wait_for(match self.common.cast.manager {
             Maker::Ours => ":5001",
@@ -105,6 +114,7 @@ impl MeshNode {
         if self.number == 1 {
             command.env("NSM_TUNNEL_IP", self.address().to_string());
         }
+        self.common.set_traces(&mut command, self.address());
         if let Some(selector) = self.common.options.device_selector {
             let path = self.common.path("device-selector.yaml");
             fs::write(&path, selector).context("write the device selector")?;

@@ -1,5 +1,6 @@
 //! What all processes of a mesh are told.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -32,6 +33,10 @@ pub struct MeshOptions {
     pub payload: &'static str,
     /// By which devices of the nodes connections leave into VLANs: what the file of the forwarders says.
     pub device_selector: Option<&'static str>,
+    /// Whether nodes reach each other by IPv6 alone.
+    pub is_ipv6: bool,
+    /// Whether managers and forwarders send traces to port 4317 of their node.
+    pub traces: bool,
 }
 
 impl Default for MeshOptions {
@@ -44,6 +49,8 @@ impl Default for MeshOptions {
             nodes: 1,
             payload: "ETHERNET",
             device_selector: None,
+            is_ipv6: false,
+            traces: false,
         }
     }
 }
@@ -63,12 +70,23 @@ impl MeshSettings {
         command.env("TMPDIR", self.directory.path()).env("NSM_LOG_LEVEL", "INFO");
     }
 
+    /// Where a process of a node sends its traces.
+    pub(super) fn set_traces(&self, command: &mut Command, node: IpAddr) {
+        if self.options.traces {
+            let endpoint = SocketAddr::new(node, TRACES_PORT).to_string();
+            command.env("TELEMETRY", "true").env("NSM_OPEN_TELEMETRY_ENDPOINT", endpoint);
+        }
+    }
+
     /// Who may speak for clients, as our programs are told.
     pub(super) fn relays(&self) -> Vec<String> {
         let ids = (1..=self.options.nodes).flat_map(|number| [format!("nsmgr-{number}"), format!("fwd-{number}")]);
         ids.flat_map(|name| ["--relay".to_owned(), format!("spiffe://ferrule.local/{name}")]).collect()
     }
 }
+
+/// Where a collector listens.
+pub(super) const TRACES_PORT: u16 = 4317;
 
 /// The name of a client, and of its identity.
 pub fn client_name(number: usize) -> String {

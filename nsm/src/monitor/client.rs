@@ -7,6 +7,7 @@ use crate::proto::connection::monitor_connection_client::MonitorConnectionClient
 use crate::proto::connection::{
     Connection, ConnectionEvent, ConnectionEventType, MonitorScopeSelector, PathSegment, State,
 };
+use crate::trace::{self, CallSpan};
 use crate::transport::Calls;
 
 /// A connection as it is known here, while the next process is watched.
@@ -14,13 +15,15 @@ use crate::transport::Calls;
 pub struct Follower {
     known: Connection,
     own: usize,
+    /// The call that has made the connection.
+    span: Option<CallSpan>,
 }
 
 impl Follower {
     /// Of a connection that the next process has made: id and index are ours.
     pub fn new(known: Connection) -> Self {
         let own = known.path.as_ref().map_or(0, |path| path.index as usize);
-        Self { known, own }
+        Self { known, own, span: CallSpan::current() }
     }
 
     /// Watches, and tells how the connection is after each change. It returns when the next process ends the stream: the connection
@@ -49,6 +52,10 @@ impl Follower {
             match events.message().await {
                 Ok(Some(event)) => {
                     if let Some(changed) = self.translate(event) {
+                        if let Some(span) = CallSpan::told(trace::MONITOR, self.span.as_ref()) {
+                            span.note(&changed);
+                            span.end(&Ok(()));
+                        }
                         tell(changed);
                     }
                 }

@@ -13,6 +13,7 @@ use crate::policy::check_callee;
 use crate::proto::connection::Connection;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_client::NetworkServiceClient;
+use crate::trace::{self, CallSpan};
 use crate::transport::{Calls, Connection as Channel, ran_out};
 
 /// The next process, over one connection to it.
@@ -52,8 +53,18 @@ impl NextHop {
         let asked = message.connection.as_ref().map(|asked| (asked.id.clone(), index(asked)));
         let (id, own) = asked.ok_or_else(|| refused(Status::internal("a request without a connection")))?;
         self.pass(files).map_err(refused)?;
-        let answer =
-            within(limit, self.client().request(with_limit(message, limit))).await.map_err(refused)?.into_inner();
+        let (span, mut request) = (CallSpan::made(trace::REQUEST), with_limit(message, limit));
+        if let Some(span) = &span {
+            span.inject(request.metadata_mut());
+        }
+        let answer = within(limit, self.client().request(request)).await.map(tonic::Response::into_inner);
+        if let Some(span) = span {
+            if let Ok(answer) = &answer {
+                span.note(answer);
+            }
+            span.end(&answer);
+        }
+        let answer = answer.map_err(refused)?;
         match self.check(&answer, &id, own) {
             Ok(()) => Ok(answer),
             Err(status) => Err(NotMade { status, made: ours(answer, id, own).map(Box::new) }),
@@ -73,7 +84,16 @@ impl NextHop {
     /// Closes a connection, whose id and index are ours.
     pub async fn close(&self, connection: Connection, files: &[Arc<OwnedFd>], limit: Duration) -> Result<(), Status> {
         self.pass(files)?;
-        within(limit, self.client().close(with_limit(connection, limit))).await.map(drop)
+        let (span, mut request) = (CallSpan::made(trace::CLOSE), with_limit(connection, limit));
+        if let Some(span) = &span {
+            span.note(request.get_ref());
+            span.inject(request.metadata_mut());
+        }
+        let closed = within(limit, self.client().close(request)).await.map(drop);
+        if let Some(span) = span {
+            span.end(&closed);
+        }
+        closed
     }
 
     fn pass(&self, files: &[Arc<OwnedFd>]) -> Result<(), Status> {

@@ -19,6 +19,7 @@ use crate::proto::connection::{Connection, State};
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_server::{NetworkService, NetworkServiceServer};
 use crate::token::Token;
+use crate::trace::{self, CallSpan};
 use crate::transport::Peer;
 
 /// Serves connections for a process of some name.
@@ -72,6 +73,7 @@ impl<H> Clone for ConnectionServer<H> {
 impl<H: Handler> NetworkService for ConnectionServer<H> {
     async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
         let incoming = self.0.enter(&request)?;
+        let span = CallSpan::served(trace::REQUEST, request.metadata());
         let request = request.into_inner();
         check_request(&request)?;
         let NetworkServiceRequest { connection, mechanism_preferences } = request;
@@ -99,18 +101,35 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
         };
         // What was begun is brought to its end, whether or not the caller waits for it.
         let serving = Arc::clone(&self.0);
-        let answer = tokio::spawn(serving.request(call, owner, expires)).await;
-        answer.map_err(|error| Status::internal(format!("the request was not finished: {error}")))?.map(Response::new)
+        if let Some(span) = &span {
+            span.note(&call.connection);
+        }
+        let answer = tokio::spawn(trace::inside(span.clone(), serving.request(call, owner, expires))).await;
+        let answer =
+            answer.unwrap_or_else(|error| Err(Status::internal(format!("the request was not finished: {error}"))));
+        if let Some(span) = span {
+            span.end(&answer);
+        }
+        answer.map(Response::new)
     }
 
     async fn close(&self, request: Request<Connection>) -> Result<Response<()>, Status> {
         let incoming = self.0.enter(&request)?;
+        let span = CallSpan::served(trace::CLOSE, request.metadata());
         let mut connection = request.into_inner();
         check_connection(&connection)?;
         let place = Place::enter(&mut connection, &self.0.name)?;
+        if let Some(span) = &span {
+            span.note(&connection);
+        }
         let serving = Arc::clone(&self.0);
-        let answer = tokio::spawn(serving.close(connection, place, incoming)).await;
-        answer.map_err(|error| Status::internal(format!("the close was not finished: {error}")))?.map(Response::new)
+        let answer = tokio::spawn(trace::inside(span.clone(), serving.close(connection, place, incoming))).await;
+        let answer =
+            answer.unwrap_or_else(|error| Err(Status::internal(format!("the close was not finished: {error}"))));
+        if let Some(span) = span {
+            span.end(&answer);
+        }
+        answer.map(Response::new)
     }
 }
 
@@ -170,7 +189,8 @@ impl<H: Handler> Serving<H> {
         let (place, id, limit) = (call.place, call.connection.id.clone(), call.limit);
         let unfinished = call.known.is_none().then(|| call.clone());
         let serving = Arc::clone(self);
-        let mut working = tokio::spawn(async move { serving.handler.request(call).await });
+        let work = async move { serving.handler.request(call).await };
+        let mut working = tokio::spawn(trace::inside(CallSpan::current(), work));
         let status = match timeout(limit + GRACE, &mut working).await {
             Ok(Ok(Err(status))) => return Err(status),
             Ok(Ok(Ok(answer))) => {
