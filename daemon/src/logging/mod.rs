@@ -52,6 +52,9 @@ impl LogFlags {
         };
         let writer = Arc::new(LossyWriter::start(io::stderr(), notice)?);
         let targets = [program, "ferrule"].map(|target| (target, self.log_level));
+        // Who uses such a library says what becomes of its peers, and which: its own lines are for who looks into it.
+        let for_debugging = if self.log_level >= LevelFilter::DEBUG { self.log_level } else { LevelFilter::OFF };
+        let targets = targets.into_iter().chain(QUIET.map(|target| (target, for_debugging)));
         let filter = Targets::new().with_default(self.log_level.min(LevelFilter::INFO)).with_targets(targets);
         let (lines, registry) =
             (tracing_subscriber::fmt::layer().with_writer(Arc::clone(&writer)), tracing_subscriber::registry());
@@ -90,3 +93,6 @@ fn json_notice(lost: u64) -> String {
 
 /// How long the end of a daemon may wait for the reader of its log.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Libraries that say of each peer of theirs, as an error, that it does not answer.
+const QUIET: [&str; 1] = ["defguard_boringtun"];

@@ -66,10 +66,10 @@ impl RunningTunnel {
         let tun = create_tun(&spec).map_err(|error| failed(error.to_string()))?;
         let (peer, peers) = watch::channel(peer);
         let counters = Arc::<Counters>::default();
-        let (secret, counted) = (secret.clone(), Arc::clone(&counters));
+        let (secret, counted, interface) = (secret.clone(), Arc::clone(&counters), place.name.to_string());
         let task = threads.spawn(async move {
             if let Err(error) = carry(tun, socket, secret, peers, &counted, mtu).await {
-                tracing::warn!(%error, "a tunnel carries nothing any more");
+                tracing::warn!(interface, %error, "a tunnel carries nothing any more");
             }
         });
         Ok(Self { place: place.clone(), mtu, peer, counters, task })
@@ -163,7 +163,7 @@ async fn carry(
         // What others send is not even read.
         socket.connect(peer.address).await?;
         let tunn = Tunn::new(secret.clone(), peer.key, None, Some(KEEPALIVE), 1, None);
-        let mut session = Session { tunn, tun: &tun, socket: &socket, counters };
+        let mut session = Session { tunn, peer, tun: &tun, socket: &socket, counters, is_silent: false };
         if peer.waits {
             session.begin(&mut other).await;
         }
@@ -214,9 +214,12 @@ fn gone(error: io::Error) -> io::Result<()> {
 /// The tunnel with one other side.
 struct Session<'a> {
     tunn: Tunn,
+    peer: WireGuardPeer,
     tun: &'a AsyncFd<Tun>,
     socket: &'a tokio::net::UdpSocket,
     counters: &'a Counters,
+    /// Whether it has been told that nobody answers.
+    is_silent: bool,
 }
 
 impl Session<'_> {
@@ -247,6 +250,9 @@ impl Session<'_> {
             match self.tunn.decapsulate(None, next, buffer) {
                 TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
                 TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                    if std::mem::take(&mut self.is_silent) {
+                        tracing::info!(peer = %self.peer.address, "the other side of a tunnel answers again");
+                    }
                     let written = self.tun.get_ref().write(packet);
                     self.counters.received.count(packet.len(), written.is_ok());
                     return;
@@ -262,8 +268,13 @@ impl Session<'_> {
     }
 
     async fn tick(&mut self, buffer: &mut [u8]) {
-        if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(buffer) {
-            send(self.socket, message).await;
+        match self.tunn.update_timers(buffer) {
+            TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
+            // Once: it is tried for as long as the connection is there.
+            TunnResult::Err(error) if !std::mem::replace(&mut self.is_silent, true) => {
+                tracing::warn!(peer = %self.peer.address, ?error, "the other side of a tunnel does not answer");
+            }
+            _ => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Kernel interfaces at both ends.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -44,13 +45,19 @@ pub(super) fn packets(mesh: &mut Mesh) -> Result<()> {
     let pair = mesh.connect(BOTH_FAMILIES, "IP")?;
     let (near, far) = (pair.client_pod.netns(), pair.endpoint_pod.netns());
     let shown = near.ip(&format!("link show {INTERFACE}"));
-    ensure!(shown.contains("mtu 1440") && shown.contains("link/none"), "the client's interface is {shown}");
+    let mtu = if mesh.near().address().is_ipv4() { 1440 } else { 1420 };
+    let is_tunnel = shown.contains(&format!("mtu {mtu}")) && shown.contains("link/none");
+    ensure!(is_tunnel, "the client's interface is {shown}");
+    let (mut carried, mut took) = (0, Duration::ZERO);
     for to in far_addresses(&pair.endpoint_pod)? {
         // As long as the tunnel carries: IPv6 has the longer header.
-        let size = if to.contains(':') { 1440 - 48 } else { 1440 - 28 };
+        let size = if to.contains(':') { mtu - 48 } else { mtu - 28 };
         near.ping_all(&to, 10, size);
+        let began = Instant::now();
         stream(near, far, &to)?;
+        (carried, took) = (carried + 2 * STREAM_BYTES, took + began.elapsed());
     }
+    mesh.figure("TCP through the tunnel, both ways", carried as f64 * 8e-6 / took.as_secs_f64(), "Mbit/s");
     pair.close()
 }
 

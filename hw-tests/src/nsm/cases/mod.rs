@@ -103,6 +103,9 @@ pub fn all() -> Vec<NsmCase> {
     ] {
         cases.push(case(name, Cast::default(), MeshOptions { payload: "IP", ..two }, run));
     }
+    let by_ipv6 = MeshOptions { is_ipv6: true, ..two };
+    cases.push(case("two_nodes_by_ipv6_both_families", Cast::default(), by_ipv6, kernel::both_families));
+    cases.push(case("two_nodes_by_ipv6_ip_payload", Cast::default(), by_ipv6, kernel::packets));
     let refreshed = MeshOptions { nodes: 2, payload: "IP", ..short };
     cases
         .insert(2, case("two_nodes_ip_payload_refreshes_lose_no_ping", Cast::default(), refreshed, lasting::refreshes));
