@@ -3,14 +3,21 @@
 //!
 //! `cargo build --release --workspace --bins && cargo bench --workspace --bench nsm [-- COUNT ...]`
 //!
+//! First the kernel alone: the pairs that 1000 connections have, with their addresses and routes, made and closed by as many threads as the
+//! forwarder has for it, without a mesh. No forwarder is faster than that.
+//!
 //! Needs root. Each connection is a veth pair between two namespaces; the driver calls over one TLS connection for each, as managers in Go do.
 //! Endpoint and registry are our own processes on the same cores. Nothing passes or fails here.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ferrule_dataplane::port::kernel::{InterfaceOwner, VethPair};
+use ferrule_dataplane::spec::{KernelSpec, NetNs, Route};
 use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::nsm::caller::{Caller, dial, file, kernel, request};
 use ferrule_hw_tests::nsm::mesh::{Mesh, MeshOptions, SERVICE};
@@ -44,6 +51,7 @@ fn main() -> Result<()> {
         namespace: file(&client_pod.netns().path())?,
     };
     println!("| in flight | call | p50 | p99 | a second |\n| ---: | --- | ---: | ---: | ---: |");
+    kernel_alone([&client_pod, &endpoint_pod])?;
     for count in counts {
         let mut calls = Calls::default();
         let rounds = (CALLS_MIN / count).max(1);
@@ -59,6 +67,58 @@ fn main() -> Result<()> {
         }
         println!("{:.1} kB of the forwarder for each of {count} connections", memory as f64 / count as f64);
     }
+    Ok(())
+}
+
+/// What the kernel takes for the pairs alone.
+fn kernel_alone(pods: [&MeshPod; 2]) -> Result<()> {
+    let owner = Arc::new(InterfaceOwner::process());
+    let (numbers, pairs) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let made = Mutex::new(Times::default());
+    let began = Instant::now();
+    let make = || -> Result<()> {
+        loop {
+            let number = numbers.fetch_add(1, Ordering::Relaxed);
+            if number >= PAIRS {
+                return Ok(());
+            }
+            let address = |end: usize| format!("10.{}.{}.{}/32", 1 + end, number / 250, number % 250);
+            let spec = |end: usize| -> Result<KernelSpec> {
+                let name = format!("{}{number}", ["k", "e"][end]).parse()?;
+                let netns = Some(NetNs::Path(pods[end].netns().path()));
+                let routes = vec![Route { to: address(1 - end).parse()?, via: None }];
+                Ok(KernelSpec { netns, addresses: vec![address(end).parse()?], routes, ..KernelSpec::new(name) })
+            };
+            let (specs, began) = ([spec(0)?, spec(1)?], Instant::now());
+            let pair = VethPair::create(&owner, "bench", [&specs[0], &specs[1]]).map_err(|(_, error)| error)?;
+            made.lock().unwrap_or_else(PoisonError::into_inner).single.push(began.elapsed());
+            pairs.lock().unwrap_or_else(PoisonError::into_inner).push(pair);
+        }
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..MAKERS).map(|_| scope.spawn(make)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })?;
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.all = began.elapsed();
+    made.show(MAKERS, "kernel alone: new");
+    let mut closed = Times::default();
+    let (began, times) = (Instant::now(), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..CLOSERS {
+            scope.spawn(|| {
+                loop {
+                    let pair = pairs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let Some(pair) = pair else { return };
+                    let began = Instant::now();
+                    drop(pair);
+                    times.lock().unwrap_or_else(PoisonError::into_inner).push(began.elapsed());
+                }
+            });
+        }
+    });
+    (closed.all, closed.single) = (began.elapsed(), times.into_inner().unwrap_or_else(PoisonError::into_inner));
+    closed.show(CLOSERS, "kernel alone: close");
     Ok(())
 }
 
@@ -164,6 +224,10 @@ impl Times {
     }
 }
 
+const PAIRS: usize = 1000;
+/// As many threads as the forwarder makes and closes pairs with.
+const MAKERS: usize = 4;
+const CLOSERS: usize = 32;
 /// Of each kind, where few are in flight.
 const CALLS_MIN: usize = 200;
 const LIMIT: Duration = Duration::from_mins(2);
