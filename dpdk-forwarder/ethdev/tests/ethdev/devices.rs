@@ -4,11 +4,13 @@ use std::thread;
 use std::time::Instant;
 
 use ferrule_dataplane::Engine;
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::status::LinkState;
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_ethdev::EthdevSpec;
 
-use crate::common::{DEADLINE, client, engine, eventually, poll, receive, send, unique};
-use crate::site::{LENGTHS, device_counter, frame, in_namespace, ip, status, turn, until_up, wire};
+use crate::common::{DEADLINE, client, client_spec, engine, eventually, poll, receive, send, unique};
+use crate::site::{LENGTHS, device_counter, end, frame, in_namespace, ip, status, turn, until_up, wire};
 
 const JUMBO: [usize; 4] = [2049, 4000, 8192, 9014];
 
@@ -78,6 +80,55 @@ fn a_null_device_gives_frames_of_each_length_without_end_and_takes_all() {
         engine.remove(&name).unwrap();
     }
 }
+
+#[test]
+fn queues_of_a_device_are_joined_with_those_of_the_other_end() {
+    in_namespace("queues_of_a_device_are_joined_with_those_of_the_other_end", |engine| {
+        let names = ["two", "one"].map(unique);
+        let two = EthdevSpec { queues: 2, ..EthdevSpec::new("net_af_packet0,iface=veth0,qpairs=2") };
+        let memif = MemifSpec { role: Role::Server, queues: 2, ..client_spec(&names[0], 0) };
+        engine.apply(WireSpec::new(&names[0], [EndSpec::Memif(memif), end(&two)])).unwrap();
+        engine.apply(wire(&names[1], &EthdevSpec::new("net_af_packet1,iface=veth1"))).unwrap();
+        let queues = MemifSpec { queues: 2, ..client_spec(&names[0], 0) };
+        let mut several = Endpoint::open(&queues, DEADLINE).unwrap();
+        let mut single = client(&names[1], 0);
+        for name in &names {
+            until_up(engine, name);
+            let link = || status(engine, name).devices[1].as_ref().map(|device| device.link);
+            eventually("its device has a link", || link() == Some(LinkState::Up));
+        }
+        for queue in [0, 1] {
+            send(&mut several, queue, &frame(64, queue as u8));
+            assert_eq!(receive(&mut single, 0), frame(64, queue as u8), "sent by queue {queue}");
+        }
+        // The kernel has the packets of a flow in one queue, and those of many flows in both.
+        let mut seen = [0, 0];
+        for flow in 0..FLOWS {
+            send(&mut single, 0, &datagram(flow));
+            let began = Instant::now();
+            let queue = loop {
+                let got = [0, 1].map(|queue| poll(&mut several, queue));
+                if let Some(queue) = got.iter().position(Option::is_some) {
+                    assert_eq!(got[queue].as_deref(), Some(&datagram(flow)[..]), "flow {flow}");
+                    break queue;
+                }
+                assert!(began.elapsed() < DEADLINE, "flow {flow} is lost");
+                thread::yield_now();
+            };
+            seen[queue] += 1;
+        }
+        assert!(seen.iter().all(|frames| *frames > 0), "{seen:?}");
+    });
+}
+
+/// Of one of many flows of UDP.
+fn datagram(flow: u8) -> Vec<u8> {
+    let ip = [0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let udp = [0x10, flow, 0, 9, 0, 26, 0, 0];
+    [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0][..], &ip, &udp, &[flow; 18]].concat()
+}
+
+const FLOWS: u8 = 64;
 
 /// Two wires between a memif peer and one of these devices each, which are joined outside: a frame of each length crosses from peer to peer, both
 /// ways, and nothing else.
