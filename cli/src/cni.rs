@@ -129,7 +129,7 @@ impl CniFolders {
             problem: "it has one plugin and no key `plugins`; nothing can be chained behind it: make a .conflist of it"
                 .to_owned(),
         })?;
-        let entry = json!({ "type": PROGRAM, "capabilities": { ANNOTATIONS: true } });
+        let entry = json!({ "type": PROGRAM, "devices": "pod", "capabilities": { ANNOTATIONS: true } });
         if plugins.last() == Some(&entry) && plugins.iter().filter(|plugin| is_ours(plugin)).count() == 1 {
             return Ok(String::new());
         }

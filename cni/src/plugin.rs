@@ -46,7 +46,7 @@ fn answer(
 }
 
 fn carry_out(call: &Call<'_>) -> Result<Option<Value>, CniError> {
-    let verbs = verbs(call.network);
+    let verbs = verbs(call.network)?;
     match (call.environment.command, &call.environment.attachment) {
         (Command::Add, Some(attachment)) => Ok(Some((verbs.add)(call, attachment)?.document(call.network.version))),
         (Command::Del, Some(attachment)) => (verbs.del)(call, attachment).map(|()| None),
@@ -70,16 +70,16 @@ struct Verbs {
     status: fn(&Call<'_>) -> Result<(), CniError>,
 }
 
-fn verbs(network: &Network) -> Verbs {
-    if pod::is_of_pods(network) {
+fn verbs(network: &Network) -> Result<Verbs, CniError> {
+    if pod::is_of_pods(network)? {
         // Pods without devices need nothing of it, so it is never the reason why no pod can be had.
-        return Verbs { add: pod::add, del: pod::del, check: pod::check, gc: pod::gc, status: |_| Ok(()) };
+        return Ok(Verbs { add: pod::add, del: pod::del, check: pod::check, gc: pod::gc, status: |_| Ok(()) });
     }
     if userspace::is_of_sockets(network) {
         let (check, gc) = (userspace::check, userspace::gc);
-        return Verbs { add: userspace::add, del: userspace::del, check, gc, status: userspace::status };
+        return Ok(Verbs { add: userspace::add, del: userspace::del, check, gc, status: userspace::status });
     }
-    Verbs { add: sriov::add, del: sriov::del, check: sriov::check, gc: sriov::gc, status: sriov::status }
+    Ok(Verbs { add: sriov::add, del: sriov::del, check: sriov::check, gc: sriov::gc, status: sriov::status })
 }
 
 /// The release that a configuration names, for answers that are wanted whatever else it says.

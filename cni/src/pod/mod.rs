@@ -16,12 +16,9 @@ pub use add::add;
 pub use del::{check, del, gc};
 
 use crate::network::Network;
+use crate::protocol::CniError;
 
-/// Whether a network is no network, but whatever devices a pod has: the plugin's own type, and no device of its own.
-pub fn is_of_pods(network: &Network) -> bool {
-    let is_of_one = |key: &&str| network.keys().value(key).is_some();
-    network.plugin == TYPE && !["deviceID", "host"].iter().any(is_of_one)
+/// Whether a network is no network, but whatever devices a pod has: an entry of a conflist that says so.
+pub fn is_of_pods(network: &Network) -> Result<bool, CniError> {
+    Ok(network.keys().word("devices", &[("pod", true)])?.unwrap_or(false))
 }
-
-/// The type of an entry in a conflist.
-pub const TYPE: &str = "ferrule-cni";

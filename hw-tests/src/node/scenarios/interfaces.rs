@@ -71,7 +71,7 @@ pub fn vfs_get_the_network_of_their_resource(node: &mut Node) -> Result<()> {
             &format!(r#""vfio-pci", "networks": {networks},"#),
             1,
         ))?;
-        let entry = json!({ "type": "ferrule-cni", "capabilities": { "io.kubernetes.cri.pod-annotations": true } });
+        let entry = json!({ "type": "ferrule-cni", "devices": "pod", "capabilities": { "io.kubernetes.cri.pod-annotations": true } });
         node.chain(entry)?;
         until("the networks are known", || Ok(fs::read_to_string(NETWORKS)?.contains("red").then_some(())))?;
         let two = Pod::new("two").with(DPDK, 2);
