@@ -5,7 +5,8 @@
 //!   uplink --in, tag 7--> tag off --> out of the branch
 //!   uplink <--out, tag 7-- tag on <-- in at the branch
 //! ```
-//! It needs no VLAN device of the kernel, takes nothing from those that there are but the frames of its VLAN, and goes when this process ends,
+//! The uplink is promiscuous meanwhile: the stations behind the branch have addresses of their own, which its NIC would throw away, and its
+//! driver has no VLAN to filter by. It needs no VLAN device of the kernel, takes nothing from those that there are but the frames of its VLAN, and goes when this process ends,
 //! in whichever way: the programs hang at two descriptors (TCX, Linux 6.6). The instructions are those of the eBPF standard, RFC 9669.
 
 use std::io;
@@ -14,21 +15,24 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_long, c_uint};
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// A VLAN of an uplink that leads to a branch, as long as this value lives.
 #[derive(Debug)]
 pub struct VlanLink {
     _uplink: OwnedFd,
     _branch: OwnedFd,
+    _promiscuous: OwnedFd,
 }
 
 impl VlanLink {
     /// Joins two interfaces of the namespace of the calling thread, which are named by their numbers. VLAN 0 means frames without a tag:
-    /// those are copied, since the uplink's own host has them too.
+    /// those that are not for the uplink's own host alone are copied, since that has them too.
     pub fn attach(uplink: u32, branch: u32, vlan: u16) -> io::Result<Self> {
         let from_uplink = load(&if vlan == 0 { copy_untagged(branch) } else { take_tagged(branch, vlan) })?;
-        let to_uplink = load(&if vlan == 0 { send(uplink) } else { send_tagged(uplink, vlan) })?;
-        Ok(Self { _uplink: link(&from_uplink, uplink)?, _branch: link(&to_uplink, branch)? })
+        let to_uplink = load(&if vlan == 0 { send_untagged(uplink) } else { send_tagged(uplink, vlan) })?;
+        let (uplink_link, branch_link) = (link(&from_uplink, uplink)?, link(&to_uplink, branch)?);
+        Ok(Self { _uplink: uplink_link, _branch: branch_link, _promiscuous: promiscuous(uplink)? })
     }
 }
 
@@ -67,12 +71,14 @@ fn send_tagged(uplink: u32, vlan: u16) -> Vec<u64> {
     tag.into_iter().chain(send(uplink)).collect()
 }
 
-/// Frames without a tag leave by `branch` too.
+/// Frames without a tag leave by `branch` too, but for those that are for the host alone.
 fn copy_untagged(branch: u32) -> Vec<u64> {
     vec![
         move_register(6, 1),
         load_context(2, VLAN_PRESENT),
-        skip_unless_equal(2, 0, 4),
+        skip_unless_equal(2, 0, 6),
+        load_context(2, PACKET_TYPE),
+        skip_if_equal(2, libc::PACKET_HOST.into(), 4),
         move_register(1, 6),
         set(2, branch.cast_signed()),
         set(3, 0),
@@ -80,6 +86,12 @@ fn copy_untagged(branch: u32) -> Vec<u64> {
         set(0, NEXT),
         exit(),
     ]
+}
+
+/// Frames leave by `uplink`, if they have no tag: one of their own would lead them into any VLAN.
+fn send_untagged(uplink: u32) -> Vec<u64> {
+    let tag = [move_register(6, 1), load_context(2, VLAN_PRESENT), skip_if_equal(2, 0, 2), set(0, DROP), exit()];
+    tag.into_iter().chain(send(uplink)).collect()
 }
 
 /// Frames leave by `to`.
@@ -155,6 +167,27 @@ fn link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
     unsafe { bpf(LINK_CREATE, &attributes) }
 }
 
+/// Has an interface take all frames, as long as what this returns is open.
+fn promiscuous(interface: u32) -> io::Result<OwnedFd> {
+    // Of no protocol: nothing is read from it.
+    let packets = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+    let asked =
+        libc::packet_mreq { mr_ifindex: interface.cast_signed(), mr_type: PROMISCUOUS, mr_alen: 0, mr_address: [0; 8] };
+    let (level, option) = (libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP);
+    // SAFETY: the kernel reads one `packet_mreq`, which `asked` is, during the call only.
+    let done = unsafe {
+        libc::setsockopt(
+            packets.as_raw_fd(),
+            level,
+            option,
+            (&raw const asked).cast(),
+            size_of_val(&asked) as libc::socklen_t,
+        )
+    };
+    Errno::result(done)?;
+    Ok(packets)
+}
+
 /// A command that answers with a descriptor.
 ///
 /// # Safety
@@ -194,12 +227,14 @@ struct LinkAttributes {
     revision: u64,
 }
 
+const PROMISCUOUS: u16 = libc::PACKET_MR_PROMISC.cast_unsigned() as u16;
 const PROG_LOAD: c_int = 5;
 const LINK_CREATE: c_int = 28;
 const SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
 const LICENSE: &[u8] = b"Apache-2.0\0";
-/// Where `struct __sk_buff` has what a frame's tag was.
+/// Where `struct __sk_buff` has whom a frame is for, and what its tag was.
+const PACKET_TYPE: u64 = 4;
 const VLAN_PRESENT: u64 = 20;
 const VLAN_TCI: u64 = 24;
 const VLAN_PROTO: u64 = 28;
@@ -232,16 +267,33 @@ mod tests {
     /// Makes a TAP that is up. Its number.
     fn tap(name: &str) -> (Tap, u32) {
         let tap = Tap::create(name).unwrap();
-        let mut netlink = Netlink::open().unwrap();
+        let index = found(name).header.index;
+        let mut up = LinkMessage::default();
+        up.header.index = index;
+        (up.header.flags, up.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+        let up = Request { message: RouteNetlinkMessage::SetLink(up), flags: 0 };
+        Netlink::open().unwrap().request(up).unwrap();
+        (tap, index)
+    }
+
+    fn found(name: &str) -> LinkMessage {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let answer = netlink.request(Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 }).unwrap();
-        let Some(RouteNetlinkMessage::NewLink(found)) = answer else { panic!("no link") };
-        let mut up = LinkMessage::default();
-        up.header.index = found.header.index;
-        (up.header.flags, up.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
-        netlink.request(Request { message: RouteNetlinkMessage::SetLink(up), flags: 0 }).unwrap();
-        (tap, found.header.index)
+        let asked = Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 };
+        let Some(RouteNetlinkMessage::NewLink(found)) = Netlink::open().unwrap().request(asked).unwrap() else {
+            panic!("no link")
+        };
+        found
+    }
+
+    fn mac(name: &str) -> Vec<u8> {
+        let address = |attribute| if let LinkAttribute::Address(mac) = attribute { Some(mac) } else { None };
+        found(name).attributes.into_iter().find_map(address).unwrap()
+    }
+
+    fn promiscuity(name: &str) -> u32 {
+        let count = |attribute| if let LinkAttribute::Promiscuity(count) = attribute { Some(count) } else { None };
+        found(name).attributes.into_iter().find_map(count).unwrap()
     }
 
     /// A frame from a station to all, with these tags.
@@ -312,7 +364,20 @@ mod tests {
             // A tag of the client's own is inside ours.
             write(&branch, &frame(7, &[9]));
             assert_eq!(read(&uplink, 7), Some(frame(7, &[7, 9])));
+            // One that would lead into any VLAN, and one for the host itself.
+            write(&other, &frame(9, &[200]));
+            assert_eq!(read(&uplink, 9), None);
+            let mut to_host = frame(10, &[]);
+            to_host[..6].copy_from_slice(&mac("uplink"));
+            write(&uplink, &to_host);
+            assert_eq!(read(&other, 10), None);
+            let mut to_station = frame(11, &[]);
+            to_station[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x77]);
+            write(&uplink, &to_station);
+            assert_eq!(read(&other, 11), Some(to_station));
+            assert_eq!(promiscuity("uplink"), 2);
             drop(link);
+            assert_eq!(promiscuity("uplink"), 1);
             write(&uplink, &frame(8, &[7]));
             assert_eq!(read(&branch, 8), None, "it has gone");
         };

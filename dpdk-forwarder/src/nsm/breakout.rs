@@ -14,21 +14,22 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ferrule_dataplane::port::kernel::message::{Link, link_request, named_link_request, up_request};
-use ferrule_dataplane::spec::{InterfaceName, KernelSpec, NetNs, WireSpec};
+use ferrule_dataplane::spec::{InterfaceName, KernelSpec, MacAddress, NetNs, WireSpec};
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use ferrule_ffi::vlan_link::VlanLink;
 use ferrule_nsm::path::new_id;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo,
     LinkMessage,
 };
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use tonic::Status;
 
-use super::bridge::BridgeRoom;
+use super::bridge::{BridgeRoom, silence};
 use super::device_selector::DeviceSelector;
 use super::vxlan::REMOTE;
 
@@ -53,6 +54,8 @@ pub(super) struct Breakout {
     /// From the client to a port of the room.
     pub(super) wire: WireSpec,
     pub(super) port: InterfaceName,
+    /// The client's, if it is known.
+    pub(super) mac: Option<MacAddress>,
     pub(super) room: Arc<VlanRoom>,
 }
 
@@ -70,14 +73,14 @@ impl Breakouts {
     pub(super) fn new(selector: DeviceSelector) -> Self {
         for device in selector.devices() {
             let found = Netlink::open().map_err(NetlinkError::from);
-            if let Err(error) = found.and_then(|mut netlink| Link::named(&mut netlink, device.as_str())) {
-                tracing::warn!(%device, %error, "a device of the device selector is not there yet");
+            if let Err(error) = found.and_then(|mut netlink| Link::named(&mut netlink, device.name.as_str())) {
+                tracing::warn!(device = %device.name, %error, "a device of the device selector is not there yet");
             }
         }
         Self { selector, open: Mutex::default() }
     }
 
-    /// What an endpoint is asked for, if the connection says by which device it may leave.
+    /// What an endpoint that is no pod of this node is asked for, if the connection says by which device it may leave.
     pub(super) fn preference(&self, connection: &Connection) -> Option<Mechanism> {
         self.selector.device(&connection.labels)?;
         Some(Mechanism { cls: REMOTE.to_owned(), r#type: VLAN.to_owned(), ..Mechanism::default() })
@@ -97,7 +100,13 @@ impl Breakouts {
             let shown: String = text.chars().take(64).collect();
             Status::invalid_argument(format!("the mechanism {VLAN}: {VLAN_ID} {shown:?} is none; 0 to {VLAN_MAX} are"))
         })?;
-        Ok(VlanPlace { device: device.clone(), vlan })
+        let place = VlanPlace { device: device.name.clone(), vlan };
+        if !device.has(vlan) {
+            return Err(Status::permission_denied(format!(
+                "{place} is not for connections: its `vlans` in the device selector say which are"
+            )));
+        }
+        Ok(place)
     }
 
     /// What the device of a VLAN carries, beside the tag. Blocks for a moment.
@@ -124,7 +133,8 @@ impl Breakouts {
         if let Some(room) = open.get(&key).and_then(Weak::upgrade).filter(|room| room.index == index) {
             return Ok(room);
         }
-        let room = Arc::new(VlanRoom::make(place, index).map_err(|error| place.failed("leave by", &error))?);
+        let mtu = Self::mtu(place)?;
+        let room = Arc::new(VlanRoom::make(place, index, mtu).map_err(|error| place.failed("leave by", &error))?);
         open.insert(key, Arc::downgrade(&room));
         Ok(room)
     }
@@ -148,17 +158,24 @@ impl fmt::Display for VlanPlace {
 }
 
 impl VlanRoom {
-    fn make(place: &VlanPlace, index: u32) -> Result<Self, NetlinkError> {
+    /// All of it carries what the device does: a bridge drops what is longer, and says nothing.
+    fn make(place: &VlanPlace, index: u32, mtu: u32) -> Result<Self, NetlinkError> {
         let room = BridgeRoom::new()?;
         let mut netlink = Netlink::open()?;
         // It goes with the namespace of the other end, a moment later: the next one has another name.
         let branch = format!("fv{}", new_id().get(..8).unwrap_or_default());
         let target = NetNs::Open(room.netns().clone()).open()?;
         let mut trunk = LinkMessage::default();
-        trunk.attributes =
-            vec![LinkAttribute::IfName(TRUNK.to_owned()), LinkAttribute::NetNsFd(target.as_fd().as_raw_fd())];
+        let target = LinkAttribute::NetNsFd(target.as_fd().as_raw_fd());
+        trunk.attributes = vec![LinkAttribute::IfName(TRUNK.to_owned()), target, LinkAttribute::Mtu(mtu)];
         let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(trunk)))];
-        netlink.request(creating(&branch, info))?;
+        let mut create = creating(&branch, info);
+        if let RouteNetlinkMessage::NewLink(link) = &mut create.message {
+            link.attributes.push(LinkAttribute::Mtu(mtu));
+        }
+        netlink.request(create)?;
+        // What the node says by itself there would be heard by all clients.
+        silence(&branch)?;
         let branch = Link::named(&mut netlink, &branch)?.index;
         netlink.request(up_request(branch))?;
         room.inside(|netlink| {
@@ -194,12 +211,15 @@ impl Breakout {
             let bridge = Link::named(netlink, BRIDGE)?.index;
             let port = Link::named(netlink, self.port.as_str())?.index;
             netlink.request(of_bridge(port, bridge))?;
-            // It does not reach the ports of others.
-            let alone = InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)]);
+            // It does not reach the ports of others, and where its address is known nobody has that by saying so: neither its own, nor that
+            // of whoever is outside.
+            let alone = vec![InfoBridgePort::Isolated(true), InfoBridgePort::Learning(self.mac.is_none())];
+            let alone = InfoPortData::BridgePort(alone);
             let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(alone)];
             // The kernel looks at what kinds of links have only where one is made, or could be.
             let isolate = link_request(RouteNetlinkMessage::NewLink, port, vec![LinkAttribute::LinkInfo(info)]);
-            netlink.request(isolate).map(drop)
+            netlink.request(isolate)?;
+            self.mac.map_or(Ok(()), |mac| netlink.request(at_port(port, mac)).map(drop))
         })
     }
 }
@@ -211,6 +231,17 @@ fn creating(name: &str, info: Vec<LinkInfo>) -> Request {
 
 fn of_bridge(port: u32, bridge: u32) -> Request {
     link_request(RouteNetlinkMessage::SetLink, port, vec![LinkAttribute::Controller(bridge)])
+}
+
+/// An address is at a port for good.
+fn at_port(port: u32, mac: MacAddress) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = port;
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller | NeighbourFlags::Sticky;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
 }
 
 fn mtu_of(link: &LinkMessage) -> Option<u32> {
@@ -235,7 +266,8 @@ mod tests {
     fn a_connection_leaves_by_the_device_of_its_label_and_the_vlan_of_its_endpoint() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("selector.yaml");
-        std::fs::write(&path, "interfaces: [{name: eth1, matches: [{labelSelector: [{via: gw0}]}]}]\n").unwrap();
+        let text = "interfaces: [{name: eth1, vlans: [0, 100-110], matches: [{labelSelector: [{via: gw0}]}]}]\n";
+        std::fs::write(&path, text).unwrap();
         let breakouts = Breakouts::new(DeviceSelector::load(&path).unwrap());
         let by =
             |via: &str| Connection { labels: [("via".to_owned(), via.to_owned())].into(), ..Connection::default() };
@@ -249,6 +281,7 @@ mod tests {
         let place = |vlan: &str| breakouts.place(&by("gw0"), &answered(vlan)).map(|place| place.to_string());
         assert_eq!(place("100").unwrap(), "VLAN 100 of eth1");
         assert_eq!(place("").unwrap(), "VLAN 0 of eth1");
+        assert_eq!(place("111").unwrap_err().code(), tonic::Code::PermissionDenied);
         for wrong in ["4095", "-1", "x"] {
             assert_eq!(place(wrong).unwrap_err().code(), tonic::Code::InvalidArgument, "{wrong}");
         }

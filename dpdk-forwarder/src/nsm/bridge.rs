@@ -110,7 +110,8 @@ impl TunnelBridge {
     }
 }
 
-fn silence(interfaces: &str) -> io::Result<()> {
+/// IPv6 says nothing by these interfaces of the thread's namespace.
+pub(super) fn silence(interfaces: &str) -> io::Result<()> {
     match fs::write(format!("/proc/sys/net/ipv6/conf/{interfaces}/disable_ipv6"), "1") {
         // The kernel has no IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -186,7 +186,7 @@ impl MeshForwarder {
     ) -> Result<Vec<Mechanism>, Status> {
         let payload = connection.payload.as_str();
         // An endpoint elsewhere may only say which VLAN leads to what it stands for.
-        let leaves = self.means.breakouts.preference(connection);
+        let leaves = self.means.breakouts.preference(connection).filter(|_| payload != IP);
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
             (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
@@ -202,7 +202,7 @@ impl MeshForwarder {
                     kind.name()
                 )))
             }
-            (Address::Tcp(_), Some(_), None) if leaves.is_some() && payload != IP => Ok(leaves.into_iter().collect()),
+            (Address::Tcp(_), Some(_), None) if leaves.is_some() => Ok(leaves.into_iter().collect()),
             (Address::Tcp(_), Some(_), Some(site)) => Ok(std::iter::once(site.preference()).chain(leaves).collect()),
             (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
             (Address::Tcp(_), _, None) => Err(Status::failed_precondition(
@@ -230,10 +230,16 @@ impl MeshForwarder {
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
         let (site, is_tunnel) = (self.site, asked.kind.is_none());
+        let is_elsewhere = next.connection().peer().files().is_none();
+        let may_leave = is_elsewhere && call.connection.payload != IP;
         // When the call is cut off, what is being made has its number and its port until it is undone.
         let reservation = asked.reservation.clone();
         let turn = self.making.begin(&call.connection.id)?;
         let making = spawn_blocking(move || {
+            // A pod of this node, say, is asked for no VLAN, and chooses none.
+            if theirs.r#type == VLAN && !may_leave {
+                return Err(Status::failed_precondition("the endpoint has chosen VLAN, which it was not asked for"));
+            }
             let vlan = (theirs.r#type == VLAN).then(|| means.breakouts.place(&answer, &theirs)).transpose()?;
             if let Some(place) = &vlan {
                 let (carried, context) = (Breakouts::mtu(place)?, answer.context.get_or_insert_default());
@@ -329,7 +335,13 @@ impl MeshForwarder {
 
     /// Asks the candidates one after the other until one is joined with the client.
     async fn ask_all(&self, call: &mut Call, asked: &mut ClientWish, until: Instant) -> Result<Connection, Status> {
-        let known = Box::pin(self.hops.candidates(&call.connection, Lookup::Known)).await?;
+        let known = match Box::pin(self.hops.candidates(&call.connection, Lookup::Known)).await {
+            // What is known has run out: the news may be on its way.
+            Err(status) if status.code() == Code::NotFound => {
+                Box::pin(self.hops.candidates(&call.connection, Lookup::Anew)).await?
+            }
+            known => known?,
+        };
         let done = Box::pin(self.ask_each(&known, call, asked, until)).await;
         match done {
             // Who is known may have gone a moment ago, and another one be there instead.

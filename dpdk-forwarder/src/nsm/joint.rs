@@ -257,7 +257,8 @@ impl Carrier {
         let breakout = |end: &EndSpec, place: &VlanPlace| {
             let (port, room) = (port_name(&connection.id), means.breakouts.open(place)?);
             let wire = wire([end.clone(), EndSpec::Kernel(room.port(&port, mtu(connection)))])?;
-            Ok::<_, Status>(Self::Breakout(Box::new(Breakout { wire, port, room })))
+            let mac = if let EndSpec::Kernel(kernel) = end { kernel.mac } else { None };
+            Ok::<_, Status>(Self::Breakout(Box::new(Breakout { wire, port, mac, room })))
         };
         match (&client.port, &endpoint.port) {
             (Port::Vf(a), Port::Vf(b)) => Ok(Self::Nic([vf(Side::Client, a)?, vf(Side::Endpoint, b)?])),

@@ -84,6 +84,13 @@ fn into_a_vlan(mesh: &mut Mesh) -> Result<()> {
     let stranger = Connection { labels: [("via".to_owned(), "gw7".to_owned())].into(), ..known.clone() };
     let refused = driver.ask(&client, stranger, &wanted, &netns).err().context("a device that nobody has was used")?;
     ensure!(refused.message().contains("via"), "{refused}");
+    // A pod of the node was asked for an end, and chooses a VLAN.
+    let script = EndpointScript { mechanisms: vec![vlan()], ..EndpointScript::default() };
+    let _local = driver.endpoint("nse-local", &Address::Unix(mesh.path("nse-local.sock")), script)?;
+    let chosen = Connection { network_service_endpoint_name: "nse-local".to_owned(), ..known.clone() };
+    let refused = driver.ask(&client, chosen, &wanted, &netns).err().context("any endpoint has chosen a VLAN")?;
+    ensure!(refused.message().contains("not asked for"), "{refused}");
+    pods[0].netns().ping_all("172.16.9.1", 3, 64);
     driver.close(&client, known, &netns)?;
     pods[0].wait_interfaces(0, TIMEOUT)?;
     drop(station);
