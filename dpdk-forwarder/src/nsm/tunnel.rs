@@ -2,12 +2,10 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::OnceLock;
 
 use ferrule_dataplane::port::kernel::message::{Link, link_request, named_link_request, up_request};
 use ferrule_dataplane::spec::{MacAddress, NetNs};
 use ferrule_ffi::netlink::{Netlink, NetlinkError};
-use ferrule_ffi::netns;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
@@ -92,21 +90,20 @@ impl TunnelInterface {
         if found.map_err(|error| self.failed("look for", &error))? {
             return Ok(false);
         }
-        let nursery = nursery().map_err(|error| self.failed("make a namespace for", &error))?;
-        self.create(nursery).map_err(|error| {
-            // Nobody else makes one of this number there, as the claims on numbers say: somebody has it.
+        self.create().map_err(|error| {
+            // Nobody has the name, as we have seen: somebody has the number.
             let is_number_taken = error.errno == Errno::EEXIST;
             TunnelError { is_number_taken, ..self.failed("make", &error) }
         })?;
-        let done = self.move_out_of(nursery, &alias).and_then(|()| {
-            self.inside(|netlink| {
-                let index = Link::named(netlink, self.place.name.as_str())?.index;
-                netlink.request(up_request(index)).map(drop)
-            })
+        let done = self.inside(|netlink| {
+            let index = Link::named(netlink, self.place.name.as_str())?.index;
+            let name = vec![LinkAttribute::IfAlias(alias.clone())];
+            netlink.request(link_request(RouteNetlinkMessage::SetLink, index, name))?;
+            netlink.request(up_request(index)).map(drop)
         });
         if let Err(error) = done {
             // The first failure says more.
-            let _ = self.remove();
+            let _ = self.delete(|_| true);
             return Err(self.failed("set up", &error));
         }
         Ok(true)
@@ -143,8 +140,10 @@ impl TunnelInterface {
         mac.into_iter().chain(mtu.map(LinkAttribute::Mtu))
     }
 
-    /// In the nursery; its packets leave by our own namespace.
-    fn create(&self, nursery: &netns::NetNs) -> Result<(), NetlinkError> {
+    /// In our own namespace, where its packets leave, and from the first moment in the other. To move it there later costs the kernel three
+    /// times as much.
+    fn create(&self) -> Result<(), NetlinkError> {
+        let target = NetNs::Open(self.place.netns.clone()).open()?;
         let Vxlan { vni, local, remote, port, .. } = self.vxlan;
         let mut data = vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)];
         match (local, remote) {
@@ -155,34 +154,11 @@ impl TunnelInterface {
             _ => return Err(NetlinkError { errno: Errno::EAFNOSUPPORT, hint: None }),
         }
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
-        let mut attributes = vec![LinkAttribute::NetNsFd(nursery.as_fd().as_raw_fd()), LinkAttribute::LinkInfo(info)];
+        let mut attributes = vec![LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()), LinkAttribute::LinkInfo(info)];
         attributes.extend(self.settings());
-        let mut create = named_link_request(RouteNetlinkMessage::NewLink, &self.first_name(), attributes);
+        let mut create = named_link_request(RouteNetlinkMessage::NewLink, self.place.name.as_str(), attributes);
         create.flags = NLM_F_CREATE | NLM_F_EXCL;
         Netlink::open()?.request(create).map(drop)
-    }
-
-    /// From the nursery to its place, where it comes under its name and as ours. What does not get there is gone.
-    fn move_out_of(&self, nursery: &netns::NetNs, alias: &str) -> Result<(), NetlinkError> {
-        let target = NetNs::Open(self.place.netns.clone()).open()?;
-        nursery.run(|| {
-            let mut netlink = Netlink::open()?;
-            let index = Link::named(&mut netlink, &self.first_name())?.index;
-            let mut set = |attributes| netlink.request(link_request(RouteNetlinkMessage::SetLink, index, attributes));
-            let there = LinkAttribute::NetNsFd(target.as_fd().as_raw_fd());
-            let moved = set(vec![LinkAttribute::IfAlias(alias.to_owned())])
-                .and_then(|_| set(vec![LinkAttribute::IfName(self.place.name.to_string()), there]));
-            if moved.is_err() {
-                // It says no more than the first failure does.
-                let _ = netlink.request(link_request(RouteNetlinkMessage::DelLink, index, Vec::new()));
-            }
-            moved.map(drop)
-        })?
-    }
-
-    /// In the nursery, where no other one has its number.
-    fn first_name(&self) -> String {
-        format!("v{}", self.vxlan.vni)
     }
 
     fn delete(&self, is_meant: impl Fn(&Link) -> bool + Send + Sync) -> Result<(), NetlinkError> {
@@ -214,16 +190,6 @@ impl TunnelInterface {
     fn failed(&self, tried: &'static str, error: &NetlinkError) -> TunnelError {
         TunnelError { tried, place: self.place.clone(), problem: error.to_string(), is_number_taken: false }
     }
-}
-
-/// Where tunnels are made before they have their alias: one that nobody would know as ours goes with this process.
-fn nursery() -> Result<&'static netns::NetNs, NetlinkError> {
-    static NURSERY: OnceLock<netns::NetNs> = OnceLock::new();
-    if let Some(nursery) = NURSERY.get() {
-        return Ok(nursery);
-    }
-    let new = netns::NetNs::private()?;
-    Ok(NURSERY.get_or_init(|| new))
 }
 
 /// Removes the tunnels that an owner of interfaces left in the namespace of the socket, and says how many. `claim` says which connections
@@ -320,6 +286,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use ferrule_dataplane::spec::OpenNetNs;
+    use ferrule_ffi::netns;
     use netlink_packet_route::link::LinkMessage;
 
     use super::*;
@@ -344,10 +311,8 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_is_in_its_pod_with_its_alias_or_not_at_all_and_a_refresh_changes_its_mtu_and_mac_address() {
-        let (Ok(node), Ok(nursery), Ok(pod)) =
-            (netns::NetNs::private(), netns::NetNs::private(), netns::NetNs::private())
-        else {
+    fn a_refresh_changes_the_mtu_and_the_mac_address_of_a_tunnel_that_is_there() {
+        let (Ok(node), Ok(pod)) = (netns::NetNs::private(), netns::NetNs::private()) else {
             return println!("skipped: a tunnel in its pod: namespaces of its own");
         };
         let netns = OpenNetNs::try_from(OwnedFd::from(pod)).unwrap();
@@ -360,21 +325,17 @@ mod tests {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             mtu: None,
         };
-        if let Err(error) = node.run(|| tunnel.create(&nursery)).unwrap() {
+        let make = |tunnel: &TunnelInterface| node.run(|| tunnel.make(|_| true)).unwrap();
+        if let Err(error) = make(&tunnel) {
             return println!("skipped: a tunnel in its pod: VXLAN ({error})");
         }
-        // Whoever is killed here leaves nothing.
-        assert!(links(&pod).is_empty());
-        node.run(|| tunnel.move_out_of(&nursery, &tunnel.alias())).unwrap().unwrap();
-        let named = [LinkAttribute::IfName("nsm-1".to_owned()), LinkAttribute::IfAlias(tunnel.alias())];
-        assert!(has(&pod, &named) && has(&pod, &[LinkAttribute::Mtu(1400)]), "{:?}", links(&pod));
+        assert!(has(&pod, &[LinkAttribute::Mtu(1400)]), "{:?}", links(&pod));
         let (mac, mtu) = ("02:00:00:00:00:02".parse::<MacAddress>().unwrap(), 1300);
         let changed = TunnelInterface { mac: Some(mac), mtu: Some(mtu), ..tunnel.clone() };
-        let make = |tunnel: &TunnelInterface| node.run(|| tunnel.make(|_| true)).unwrap().unwrap();
-        assert!(!make(&changed), "it is the same one");
+        assert!(!make(&changed).unwrap(), "it is the same one");
         assert!(has(&pod, &[LinkAttribute::Mtu(mtu), LinkAttribute::Address(mac.0.to_vec())]), "{:?}", links(&pod));
         tunnel.remove().unwrap();
-        assert!(make(&changed) && has(&pod, &named), "{:?}", links(&pod));
+        assert!(links(&pod).is_empty() && make(&changed).unwrap());
     }
 
     #[test]
