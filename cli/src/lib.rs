@@ -7,6 +7,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
+//! - [`trace`]: which frames cross a wire or a network function.
 //! - `bench`: what goes through a wire, beside a peer's program; the crate `ferrule-bench`.
 //! - [`vf`]: SR-IOV VFs of the node.
 //! - `nsm`: Network Service Mesh on this machine.
@@ -28,6 +29,7 @@ pub mod demo;
 pub mod nsm;
 pub mod text;
 pub mod top;
+pub mod trace;
 pub mod uninstall;
 pub mod vf;
 pub mod wire;
@@ -54,6 +56,8 @@ pub enum Command {
     Wire(wire::WireCommand),
     /// Show live rates of every wire
     Top(top::TopArgs),
+    /// Show the frames of a wire or a network function as they cross, and write them for Wireshark
+    Trace(Box<trace::TraceArgs>),
     /// Measure what goes through a wire, beside a peer's program: rates, losses, latency
     Bench(Box<bench::BenchArgs>),
     /// SR-IOV VFs: show, make, borrow, give back
@@ -88,6 +92,7 @@ impl Cli {
             Command::Wires(args) => wires::run(&args).await,
             Command::Wire(command) => wire::run(command).await,
             Command::Top(args) => top::run(&args).await,
+            Command::Trace(args) => Ok(Box::pin(trace::run(&args)).await?),
             Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Vf(args) => vf::run(*args).await,
             #[cfg(feature = "nsm")]
@@ -122,6 +127,9 @@ pub enum CliError {
         /// Wires that were asked for.
         asked: usize,
     },
+    /// Frames cannot be shown.
+    #[error(transparent)]
+    Trace(#[from] trace::TraceError),
     /// Nothing was measured.
     #[error(transparent)]
     Bench(#[from] bench::BenchError),

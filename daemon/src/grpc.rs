@@ -27,7 +27,7 @@ use crate::{Phase, ServiceSocket};
 pub fn serve<'a>(
     socket: ServiceSocket,
     api: Routes,
-    descriptors: &'static [u8],
+    descriptors: &'static [&'static [u8]],
     names: &'a [&'a str],
     phase: watch::Receiver<Phase>,
 ) -> BoxFuture<'a, Result<(), ServeError>> {
@@ -39,7 +39,7 @@ pub fn serve<'a>(
 async fn serve_here(
     socket: ServiceSocket,
     api: Routes,
-    descriptors: &'static [u8],
+    descriptors: &'static [&'static [u8]],
     names: &[&str],
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
@@ -49,11 +49,12 @@ async fn serve_here(
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter.clone()),
     );
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(descriptors)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| ServeError(error.to_string()))?;
+    let mut reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    for set in descriptors {
+        reflection = reflection.register_encoded_file_descriptor_set(set);
+    }
+    let reflection = reflection.build_v1().map_err(|error| ServeError(error.to_string()))?;
     let (incoming, accepting) = socket.accept();
     let mut stopped = phase.clone();
     let routes = api.add_service(health).add_service(reflection);

@@ -1,4 +1,4 @@
-//! Capture: copies of the frames that a lane moves, for whoever looks at them.
+//! Capture: copies of the frames that a lane moves, or that a function judges, for whoever looks at them.
 //!
 //! A lane is switched to it by [`WorkerHandle::trace`](crate::worker::WorkerHandle::trace); the others pay one test a
 //! visit. A traced lane reads each frame once, into memory of ours, stores it from there and captures the same bytes:
@@ -28,18 +28,37 @@ pub struct Capture {
 pub struct CapturedFrame {
     /// When its visit began, by the TSC ([`ferrule_ffi::ticks`]).
     pub ticks: u64,
-    /// The end of the wire that it came from.
-    pub from: usize,
+    /// The end of the wire that it came from, or the side of the function that it came in on or leaves by.
+    pub end: usize,
+    /// Whether it leaves there.
+    pub is_outbound: bool,
+    /// Whether the next one is the same frame once more, as it leaves.
+    pub is_followed: bool,
     /// Its whole length.
     pub length: usize,
+    dropped: bool,
+    word: &'static str,
+    rule: [u8; RULE_MAX],
+    rule_len: usize,
     bytes: Box<[u8]>,
+}
+
+/// What whoever judged a frame says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remark<'a> {
+    /// Whether it goes no further.
+    pub dropped: bool,
+    /// Why, in a word; empty: there is nothing to be said.
+    pub word: &'static str,
+    /// By which rule, if there is one.
+    pub rule: &'a str,
 }
 
 impl Capture {
     /// Room for so many frames, of each of which the first `snap_len` bytes are kept.
     pub fn new(frames: usize, snap_len: usize) -> Self {
         let free = ArrayQueue::new(frames);
-        while free.push(CapturedFrame { ticks: 0, from: 0, length: 0, bytes: vec![0; snap_len].into() }).is_ok() {}
+        while free.push(CapturedFrame::empty(snap_len)).is_ok() {}
         Self { free, filled: ArrayQueue::new(frames), dropped: AtomicU64::new(0) }
     }
 
@@ -58,13 +77,36 @@ impl Capture {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn add(&self, ticks: u64, from: usize, bytes: &[u8]) {
-        let Some(mut frame) = self.free.pop() else { return self.skip() };
+    /// Copies a frame. `None`: there is no room, and that is counted. It is seen once it is [put](Self::put).
+    pub fn take(&self, ticks: u64, end: usize, is_outbound: bool, bytes: &[u8]) -> Option<CapturedFrame> {
+        let Some(mut frame) = self.free.pop() else {
+            self.skip();
+            return None;
+        };
         let kept = bytes.len().min(frame.bytes.len());
         frame.bytes[..kept].copy_from_slice(&bytes[..kept]);
-        (frame.ticks, frame.from, frame.length) = (ticks, from, bytes.len());
+        (frame.ticks, frame.end, frame.is_outbound, frame.length) = (ticks, end, is_outbound, bytes.len());
+        Some(frame)
+    }
+
+    /// Shows a copy to whoever reads, with what is said of it.
+    pub fn put(&self, mut frame: CapturedFrame, remark: Remark<'_>, is_followed: bool) {
+        frame.is_followed = is_followed;
+        (frame.dropped, frame.word) = (remark.dropped, remark.word);
+        let mut kept = remark.rule.len().min(RULE_MAX);
+        while !remark.rule.is_char_boundary(kept) {
+            kept -= 1;
+        }
+        frame.rule[..kept].copy_from_slice(&remark.rule.as_bytes()[..kept]);
+        frame.rule_len = kept;
         // As many as there are frames.
         let _ = self.filled.push(frame);
+    }
+
+    fn add(&self, ticks: u64, end: usize, bytes: &[u8]) {
+        if let Some(frame) = self.take(ticks, end, false, bytes) {
+            self.put(frame, Remark::default(), false);
+        }
     }
 
     fn skip(&self) {
@@ -73,11 +115,36 @@ impl Capture {
 }
 
 impl CapturedFrame {
+    fn empty(snap_len: usize) -> Self {
+        Self {
+            ticks: 0,
+            end: 0,
+            is_outbound: false,
+            is_followed: false,
+            length: 0,
+            dropped: false,
+            word: "",
+            rule: [0; RULE_MAX],
+            rule_len: 0,
+            bytes: vec![0; snap_len].into(),
+        }
+    }
+
+    /// What was said of it.
+    pub fn remark(&self) -> Remark<'_> {
+        // It was cut between characters.
+        let rule = std::str::from_utf8(&self.rule[..self.rule_len]).unwrap_or_default();
+        Remark { dropped: self.dropped, word: self.word, rule }
+    }
+
     /// The first bytes of it, as many as are kept.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length.min(self.bytes.len())]
     }
 }
+
+/// Bytes that are kept of a rule's name.
+const RULE_MAX: usize = 48;
 
 /// A source that is captured: it shows our copies of its frames, one by one.
 pub(crate) struct TracedSource<'a> {
@@ -161,10 +228,27 @@ mod tests {
             capture.add(7, 1, &[number; 6]);
         }
         assert_eq!(capture.dropped(), 1);
-        let frame = capture.read(|frame| (frame.ticks, frame.from, frame.length, frame.bytes().to_vec()));
+        let frame = capture.read(|frame| (frame.ticks, frame.end, frame.length, frame.bytes().to_vec()));
         assert_eq!(frame, Some((7, 1, 6, vec![0; 4])));
         capture.add(8, 0, &[9]);
         let rest: Vec<_> = std::iter::from_fn(|| capture.read(|frame| frame.bytes().to_vec())).collect();
         assert_eq!((rest, capture.dropped()), (vec![vec![1; 4], vec![9]], 1));
+    }
+
+    #[test]
+    fn what_is_said_of_a_frame_comes_with_it_and_a_long_name_is_cut_between_characters() {
+        let capture = Capture::new(1, 4);
+        let rule = format!("{}\u{e4}{}", "r".repeat(RULE_MAX - 1), "more");
+        for (rule, kept) in [("web", "web"), (rule.as_str(), &rule[..RULE_MAX - 1]), ("", "")] {
+            let remark = Remark { dropped: true, word: "rule", rule };
+            let frame = capture.take(1, 0, true, &[1]).unwrap();
+            assert!(capture.read(|_| ()).is_none(), "it is not judged yet");
+            capture.put(frame, remark, true);
+            let seen = capture.read(|frame| {
+                assert_eq!(frame.remark(), Remark { rule: kept, ..remark });
+                (frame.is_outbound, frame.is_followed)
+            });
+            assert_eq!(seen, Some((true, true)));
+        }
     }
 }

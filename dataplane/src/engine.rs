@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crate::capture::Capture;
 use crate::control::Control;
 pub use crate::control::events::{Event, Subscription, WireChange};
 pub use crate::control::health::Health;
@@ -108,6 +109,13 @@ impl Engine {
     pub fn wire(&self, name: &str) -> Option<WireStatus> {
         self.refresh_kernel_counters();
         self.control.snapshot.status(name)
+    }
+
+    /// Captures the frames of a wire from now on, also when its peers come and go and it is made anew; or does not any more. It says at once
+    /// that a wire is none whose frames it sees. Whoever reads the capture keeps it until nobody else has it: workers free no memory.
+    pub fn trace(&self, name: &str, capture: Option<Arc<Capture>>) -> Result<(), EngineError> {
+        let answer = self.ask(|reply| EngineRequest::Trace { name: name.to_owned(), capture, reply });
+        self.await_answer(&answer)?
     }
 
     /// What happens to wires from now on. A subscriber that has not received `capacity` events loses further ones, and

@@ -3,9 +3,11 @@
 mod common;
 
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{DEADLINE, client, engine, eventually, memif_wire, receive, send, server_spec, unique};
+use ferrule_dataplane::capture::Capture;
 use ferrule_dataplane::spec::{EndSpec, Full, Prealloc, Role};
 use ferrule_endpoints::memif::Endpoint;
 
@@ -27,6 +29,41 @@ fn frames_of_every_size_cross_in_order_both_ways() {
     let [there, back] = engine.wire(&name).unwrap().directions;
     assert_eq!((there.frames, there.dropped()), (2000, 0));
     assert_eq!((back.frames, back.bytes), (2000, there.bytes));
+}
+
+#[test]
+fn a_wire_is_traced_while_its_peers_come_and_go_until_that_is_ended() {
+    let engine = engine();
+    let (name, wire) = memif_wire("traced", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let capture = Arc::new(Capture::new(64, 32));
+    let missing = engine.trace("nobody", Some(Arc::clone(&capture))).unwrap_err();
+    assert_eq!(missing.to_string(), "there is no wire `nobody`");
+    engine.trace(&name, Some(Arc::clone(&capture))).unwrap();
+    let twice = engine.trace(&name, Some(Arc::clone(&capture))).unwrap_err();
+    assert!(twice.to_string().ends_with("somebody traces it already; end that first"), "{twice}");
+    let mut a = client(&name, 0);
+    for round in 0..3u8 {
+        let mut b = client(&name, 1);
+        eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
+        send(&mut a, 0, &[round; 60]);
+        assert_eq!(receive(&mut b, 0), [round; 60]);
+        let mut seen = None;
+        eventually("the frame is captured", || {
+            seen = capture.read(|frame| (frame.end, frame.length, frame.bytes().to_vec()));
+            seen.is_some()
+        });
+        assert_eq!(seen, Some((0, 60, vec![round; 32])));
+        drop(b);
+        eventually("the peer is gone", || !engine.wire(&name).unwrap().is_up());
+    }
+    engine.trace(&name, None).unwrap();
+    let mut b = client(&name, 1);
+    eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
+    send(&mut a, 0, &[9; 60]);
+    assert_eq!(receive(&mut b, 0), [9; 60]);
+    assert!(capture.read(|_| ()).is_none());
+    eventually("nobody else has the capture", || Arc::strong_count(&capture) == 1);
 }
 
 #[test]

@@ -4,8 +4,11 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{client, engine, eventually, memif_wire, receive, send, server_spec};
 use ferrule_dataplane::Engine;
+use ferrule_dataplane::capture::Capture;
 use ferrule_dataplane::spec::{Full, Role, WireSpec};
 use ferrule_dataplane::status::Crossing;
 use ferrule_endpoints::memif::Endpoint;
@@ -26,6 +29,14 @@ fn testbed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {
 fn open(name: &str) -> std::thread::JoinHandle<Endpoint> {
     let spec = server_spec(name, 1);
     std::thread::spawn(move || Endpoint::open(&spec, common::DEADLINE).unwrap())
+}
+
+#[test]
+fn frames_that_nobody_copies_are_not_traced() {
+    let engine = engine();
+    let (name, _lender, _borrower) = testbed(&engine, "untraced");
+    let refused = engine.trace(&name, Some(Arc::new(Capture::new(1, 1)))).unwrap_err();
+    assert!(refused.to_string().contains("make the wire without `trusted`"), "{refused}");
 }
 
 fn exchange(lender: &mut Endpoint, borrower: &mut Endpoint, count: usize) {

@@ -11,6 +11,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::done::Done;
 use super::events::Subscriber;
+use crate::capture::Capture;
 use crate::engine::{Applied, EngineError};
 use crate::spec::WireSpec;
 
@@ -58,6 +59,15 @@ pub enum EngineRequest {
     Look {
         /// The answer, once they are published.
         reply: Reply<()>,
+    },
+    /// Capture the frames of a wire from now on, or do not any more.
+    Trace {
+        /// Its name.
+        name: String,
+        /// Where copies go.
+        capture: Option<Arc<Capture>>,
+        /// The answer.
+        reply: Reply<Result<(), EngineError>>,
     },
     /// Tell of every event from now on.
     Subscribe {

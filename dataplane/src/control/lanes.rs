@@ -44,7 +44,8 @@ impl State {
     }
 
     /// Gives a lane to the worker with most room. If none takes it, it is tried again when one has room.
-    fn place(&mut self, key: WireKey, number: usize, lane: Box<Lane>) -> LanePlace {
+    fn place(&mut self, key: WireKey, number: usize, mut lane: Box<Lane>) -> LanePlace {
+        lane.capture.clone_from(&self.wires[key].capture);
         let roomiest = (0..self.workers.len()).max_by_key(|&worker| self.workers[worker].room());
         let worker = roomiest.expect("an engine has at least one worker");
         match self.workers[worker].serve(lane) {

@@ -20,6 +20,7 @@
 //! - `sockets`: what looks up the path of a socket, and may hang there;
 //! - [`listener`]: listening sockets; [`listen_address`]: where; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `connect`: ends that go to their peers; [`any`]: the kinds of peers, joined; `memif` and `vhost_user`: each of them;
+//! - `trace`: copies of a wire's frames go to whoever looks at them;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
 
 pub mod accept;
@@ -53,6 +54,7 @@ pub mod socket_jobs;
 mod sockets;
 pub mod state;
 pub mod token_bucket;
+mod trace;
 mod vhost_user;
 pub mod wire;
 

@@ -181,6 +181,10 @@ impl State {
                 self.look_at_devices();
                 self.look_at_interfaces();
             }
+            EngineRequest::Trace { name, capture, reply } => {
+                let traced = self.trace(&name, capture.as_ref());
+                self.answer(reply, traced);
+            }
             EngineRequest::Subscribe { subscriber, reply } => {
                 self.events.add(subscriber);
                 self.answer(reply, ());

@@ -11,6 +11,7 @@ use super::inbox::Reply;
 use super::jobs::{ReapAccount, Ticket};
 use super::log_limit::LogLimit;
 use super::snapshot::{KernelCounters, WireCell, WireState};
+use crate::capture::Capture;
 use crate::counters::LinkCounters;
 use crate::engine::{Applied, EngineError};
 use crate::lane::{Lane, collect};
@@ -58,6 +59,8 @@ pub struct Wire {
     pub is_stalled: [bool; 2],
     /// What is said of it in the log.
     pub log_limit: LogLimit,
+    /// Where copies of its frames go, if somebody looks at them.
+    pub capture: Option<Arc<Capture>>,
 }
 
 /// How far a wire has come.
@@ -167,18 +170,20 @@ impl Wire {
             last_seen: <_>::default(),
             is_stalled: [false; 2],
             log_limit: LogLimit::default(),
+            capture: None,
         }
     }
 
     /// Goes on where a former wire of this name has ended: with its counters, and with what its peers have cost.
     pub fn go_on(&mut self, former: Self) {
-        let Self { spec, generation, counters, carried, budgets, reaping, device_counters, was_made, .. } = former;
+        let Self { spec, generation, counters, carried, budgets, reaping, device_counters, was_made, capture, .. } =
+            former;
         for (budget, end) in budgets.iter().zip(&self.spec.ends) {
             budget.set_limit(end.memory_limit());
         }
         self.generation = generation + u64::from(spec != self.spec);
         (self.counters, self.carried, self.budgets, self.reaping) = (counters, carried, budgets, reaping);
-        (self.device_counters, self.was_made) = (device_counters, was_made);
+        (self.device_counters, self.was_made, self.capture) = (device_counters, was_made, capture);
     }
 
     /// Its ends, if workers join them.

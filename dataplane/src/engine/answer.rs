@@ -59,6 +59,14 @@ pub enum EngineError {
         /// What was tried, on what, why not, and what to do.
         problem: String,
     },
+    /// Copies of its frames are not to be had.
+    #[error("wire `{wire}` cannot be traced: {problem}")]
+    NotTraced {
+        /// The wire's name.
+        wire: String,
+        /// Why not, and what to do.
+        problem: &'static str,
+    },
     /// Somebody removed it, or wanted another one in its place, before it was made.
     #[error("wire `{0}` was removed or changed by somebody else before it was made")]
     Cancelled(String),

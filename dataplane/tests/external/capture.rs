@@ -31,7 +31,7 @@ fn a_traced_lane_captures_what_it_stores_and_the_others_nothing() {
     assert_eq!(a.receive(), [9; 77]);
     let mut seen = Vec::new();
     eventually("all five are captured", || {
-        seen.extend(std::iter::from_fn(|| capture.read(|frame| (frame.from, frame.length, frame.bytes().to_vec()))));
+        seen.extend(std::iter::from_fn(|| capture.read(|frame| (frame.end, frame.length, frame.bytes().to_vec()))));
         seen.len() == 5
     });
     let expected = frames.iter().map(|frame| (0, frame.len(), frame[..frame.len().min(100)].to_vec()));

@@ -1,7 +1,7 @@
 //! The admin API: gRPC on a Unix socket. `client/proto/ferrule/admin/v1/admin.proto` says what it promises.
 //!
 //! Messages and client are in the crate `dpdk-forwarder-client`. Modules: `convert` (wires as messages), `change_limit` (how many
-//! changes are under way).
+//! changes are under way), `trace` (copies of a wire's frames).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ pub use dpdk_forwarder_client::{AdminClient, ConnectError, connect, v1};
 
 mod change_limit;
 mod convert;
+mod trace;
 
 /// Serves the admin API, health and reflection until the forwarder has stopped.
 pub(crate) async fn serve(
@@ -39,9 +40,10 @@ pub(crate) async fn serve(
 ) -> Result<(), ServeError> {
     let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
     let [changes, removals] = [CHANGES_MAX; 2].map(ChangeLimit::new);
+    let traces = ferrule_trace::server::service(Arc::new(trace::WireTaps(Arc::clone(&wires))), phase.clone());
     let api = AdminServer::new(Service { wires, phase: phase.clone(), changes, removals, watchers });
-    let names = ["", v1::admin_server::SERVICE_NAME];
-    grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
+    let names = ["", v1::admin_server::SERVICE_NAME, ferrule_trace::v1::trace_server::SERVICE_NAME];
+    grpc::serve(socket, Routes::new(api).add_service(traces), DESCRIPTORS, &names, phase).await
 }
 
 struct Service {
@@ -193,7 +195,7 @@ fn refusal(error: &ChangeError) -> Status {
         ChangeError::Engine(EngineError::Spec { .. }) => Code::InvalidArgument,
         ChangeError::Engine(EngineError::NameTaken(_)) | ChangeError::OtherOwner { .. } => Code::AlreadyExists,
         ChangeError::Engine(EngineError::NoSuchWire(_)) => Code::NotFound,
-        ChangeError::Engine(EngineError::End { .. })
+        ChangeError::Engine(EngineError::End { .. } | EngineError::NotTraced { .. })
         | ChangeError::FromFile(_)
         | ChangeError::FromMesh(_)
         | ChangeError::FromAdmin(_)
@@ -209,6 +211,7 @@ fn refusal(error: &ChangeError) -> Status {
 }
 
 const WATCH_MS_MIN: u32 = 100;
+const DESCRIPTORS: &[&[u8]] = &[v1::DESCRIPTORS, ferrule_trace::v1::DESCRIPTORS];
 /// Far fewer than the threads that may wait at a time.
 const CHANGES_MAX: usize = 32;
 /// Each has a thread, which sleeps.

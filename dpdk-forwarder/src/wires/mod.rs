@@ -10,9 +10,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::capture::Capture;
 use ferrule_dataplane::engine::{Applied, Health, Pending, REMOVAL_TIMEOUT, Subscription};
 use ferrule_dataplane::port::kernel::InterfaceOwner;
 use ferrule_dataplane::spec::WireSpec;
@@ -273,6 +274,11 @@ impl Wires {
     /// Every worker.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         self.engine.workers()
+    }
+
+    /// Has copies of a wire's frames made, or not any more. Blocks for a moment.
+    pub fn trace(&self, name: &str, capture: Option<Arc<Capture>>) -> Result<(), EngineError> {
+        self.engine.trace(name, capture)
     }
 
     /// What happens to wires from now on.

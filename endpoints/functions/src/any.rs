@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ferrule_dataplane::capture::Remark;
+
 use crate::config::FunctionSettings;
 use crate::firewall::Firewall;
 use crate::firewall::counters::Counters;
@@ -78,6 +80,14 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.frame(side, frame, now_ms, out),
             Self::Firewall(function) => function.frame(side, frame, now_ms, out),
             Self::Nat44(function) => function.frame(side, frame, now_ms, out),
+        }
+    }
+
+    fn remark(&self) -> Remark<'_> {
+        match self {
+            Self::Passthrough(function) => function.remark(),
+            Self::Firewall(function) => function.remark(),
+            Self::Nat44(function) => function.remark(),
         }
     }
 

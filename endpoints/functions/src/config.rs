@@ -14,6 +14,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use ferrule_daemon::ApiSocket;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::settings::{Field, FileSettings, LoadError, SettingsFile, Table, decode, parse};
 use ferrule_dataplane::spec::Mode;
@@ -39,6 +40,8 @@ pub struct Config {
     pub name: String,
     /// Where Prometheus asks.
     pub metrics: Option<SocketAddr>,
+    /// Where `ferrule trace` asks.
+    pub socket: Option<ApiSocket>,
     /// The client's end and the network's; none: the mesh says for each connection.
     pub ends: Option<[HopEnd; 2]>,
     /// What is between them.
@@ -73,6 +76,7 @@ impl Config {
         let mut note = |name, differs| needs.extend(Some(name).filter(|_| differs));
         note("name", self.name != newer.name);
         note("metrics", self.metrics != newer.metrics);
+        note("socket", self.socket != newer.socket);
         let end = |config: &Self, at: usize| config.ends.as_ref().map(|ends| ends[at].clone());
         note("client", end(self, 0) != end(newer, 0));
         let network = if newer.function == FunctionSettings::Gateway { "gateway" } else { "network" };
@@ -103,22 +107,14 @@ impl FileSettings for Config {
 }
 
 fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
-    let table = field.table(&[
-        "name",
-        "metrics",
-        "client",
-        "network",
-        "passthrough",
-        "firewall",
-        "nat44",
-        "gateway",
-        "agent",
-    ])?;
+    let table = field.table(KEYS)?;
     let name = table.required("name", "a name as metrics and the log are to call it").and_then(|field| field.text());
     let metrics = table.optional("metrics").map_or(Some(None), |field| {
         let text = field.text()?;
         parse_address(text).map_err(|wanted| field.wrong(format!("`{text}`; {wanted}"))).ok().map(Some)
     });
+    // Without a path there is none.
+    let socket = table.optional("socket").map(|_| ApiSocket::at("").read(&table, None));
     let (ends, function) = if let Some(agent) = table.optional("agent") {
         for key in ["client", "network"].into_iter().chain(FUNCTIONS) {
             if let Some(other) = table.optional(key) {
@@ -136,7 +132,7 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
     {
         field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
     }
-    Some(Config { name: name?.to_owned(), metrics: metrics?, ends, function })
+    Some(Config { name: name?.to_owned(), metrics: metrics?, socket, ends, function })
 }
 
 /// Both, or neither: then the mesh says. The outer none: one of them is wrong.
@@ -225,9 +221,24 @@ fn read_file(field: &Field<'_>, directory: &Path) -> Option<Policy> {
 
 /// Of a file that is refused.
 fn stand_in() -> Config {
-    Config { name: String::new(), metrics: None, ends: None, function: FunctionSettings::Passthrough }
+    Config { name: String::new(), metrics: None, socket: None, ends: None, function: FunctionSettings::Passthrough }
 }
 
+const KEYS: &[&str] = &[
+    "name",
+    "metrics",
+    "socket",
+    "socket_owner",
+    "socket_group",
+    "socket_mode",
+    "client",
+    "network",
+    "passthrough",
+    "firewall",
+    "nat44",
+    "gateway",
+    "agent",
+];
 const FUNCTIONS: [&str; 4] = ["passthrough", "firewall", "nat44", "gateway"];
 /// As VPP has it.
 const SESSIONS_DEFAULT: usize = 500_000;
@@ -342,6 +353,7 @@ gateway:
             ("sessions: 10", "sessions: 0", "firewall.sessions", "a number from 1"),
             ("sessions: 10", "acl: {}", "firewall", "keep one of"),
             ("client: { memif", "client: { memfi", "client.memfi", "did you mean `memif`?"),
+            ("metrics:", "socket: here\nmetrics:", "socket", "path"),
             ("127.0.0.1:0", "nowhere", "metrics", "an address and a port"),
         ] {
             assert!(GOOD.contains(old));

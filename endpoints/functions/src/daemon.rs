@@ -8,10 +8,11 @@ use std::time::Duration;
 use ferrule_daemon::page::{self, ListenError, Probe, Probes};
 use ferrule_daemon::reload::{Reload, reload_on_change};
 use ferrule_daemon::settings::{Cause, FileSettings, Followed};
-use ferrule_daemon::{ServerError, Servers};
+use ferrule_daemon::{ApiSocket, ServerError, Servers, ServiceSocket, SocketError, grpc};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
+use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use self::metrics::Snapshot;
@@ -39,7 +40,7 @@ pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result
             None => Ok(()),
         }
     };
-    daemon.serve_page(Arc::new(ready));
+    daemon.serve(Arc::new(ready));
     daemon
         .until(async {
             shutdown.await;
@@ -67,7 +68,7 @@ pub async fn run_in_mesh(
     });
     let ready =
         move || if is_registered.load(Relaxed) { Ok(()) } else { Err("no manager has registered it".to_owned()) };
-    daemon.serve_page(Arc::new(ready));
+    daemon.serve(Arc::new(ready));
     daemon.until(async { Ok(serving.await?) }).await
 }
 
@@ -76,6 +77,7 @@ struct Daemon {
     functions: Arc<Functions>,
     listener: Option<page::Listener>,
     servers: Servers,
+    socket: Option<ServiceSocket>,
     followed: Followed,
     reloader: Reloader,
     hangup: Signal,
@@ -90,17 +92,25 @@ impl Daemon {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
+        let bind = |socket: &ApiSocket| ServiceSocket::bind("network-function", &socket.path, &socket.access);
+        let socket = config.socket.as_ref().map(bind).transpose()?;
         let functions = Arc::new(Functions::new(config.function.clone()));
         let followed = Followed::new(Config::FILE, path, contents);
         let reloader = Reloader { started: config, functions: Arc::clone(&functions) };
-        Ok(Self { functions, listener, servers: Servers::new(), followed, reloader, hangup })
+        Ok(Self { functions, listener, servers: Servers::new(), socket, followed, reloader, hangup })
     }
 
-    fn serve_page(&mut self, ready: Probe) {
+    /// Serves the page and the API, where the settings want them.
+    fn serve(&mut self, ready: Probe) {
         if let Some(listener) = self.listener.take() {
             let (name, shown) = (self.reloader.started.name.clone(), Arc::clone(&self.functions));
             let render = move || Snapshot::take(&name, &shown).render();
             self.servers.serve_page_with(listener, Arc::new(render), Probes { ready, ..Probes::default() });
+        }
+        if let Some(socket) = self.socket.take() {
+            let phase = self.servers.phase();
+            let traces = ferrule_trace::server::service(Arc::clone(&self.functions), phase.clone());
+            self.servers.serve(grpc::serve(socket, Routes::new(traces), DESCRIPTORS, NAMES, phase));
         }
         self.servers.ready(format_args!("{} `{}`", self.reloader.started.word(), self.reloader.started.name));
     }
@@ -108,10 +118,10 @@ impl Daemon {
     /// Runs until `serving` has ended, or something that should not have.
     async fn until(self, serving: impl Future<Output = Result<(), RunError>>) -> Result<(), RunError> {
         let Self { functions, mut servers, followed, reloader, hangup, .. } = self;
-        let has_page = servers.page().is_some();
+        let has_servers = servers.page().is_some() || reloader.started.socket.is_some();
         let failed = async {
-            // Without a page there is no server that could end.
-            if has_page { servers.failed().await } else { std::future::pending().await }
+            // Without a page and an API there is no server that could end.
+            if has_servers { servers.failed().await } else { std::future::pending().await }
         };
         let result = tokio::select! {
             served = serving => served,
@@ -135,6 +145,9 @@ pub enum RunError {
     /// The page.
     #[error(transparent)]
     Page(#[from] ListenError),
+    /// The API.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The hop.
     #[error(transparent)]
     Hop(#[from] HopError),
@@ -208,6 +221,8 @@ impl Reload for Reloader {
     }
 }
 
+const DESCRIPTORS: &[&[u8]] = &[ferrule_trace::v1::DESCRIPTORS];
+const NAMES: &[&str] = &["", ferrule_trace::v1::trace_server::SERVICE_NAME];
 /// What a function without a mesh is called.
 const ALONE: &str = "";
 /// Between two looks at the threads.

@@ -1,9 +1,16 @@
 //! What every network function is: frames come in on one side, and leave on the other one, or do not.
 
+use ferrule_dataplane::capture::Remark;
+
 /// A function between two wires.
 pub trait Function {
     /// Judges a frame that came in on `side`, and may rewrite its bytes. What else is to be sent is put into `out`.
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition;
+
+    /// What it says of the frame that it judged last, for whoever traces it.
+    fn remark(&self) -> Remark<'_> {
+        Remark::default()
+    }
 
     /// Time has passed: what is old may be forgotten, a little at a time.
     fn tick(&mut self, _now_ms: u64) {}

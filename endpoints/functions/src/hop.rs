@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::capture::{Capture, CapturedFrame, Remark};
 use ferrule_dataplane::port::memif::ring::Sender;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use ferrule_ffi::notifier::Notifier;
+use ferrule_ffi::ticks;
 use thiserror::Error;
 
 use crate::counter::Counter;
@@ -53,10 +55,17 @@ impl SideCounters {
 /// What is asked of the function while it works.
 pub type Order<F> = Box<dyn FnOnce(&mut F) + Send>;
 
+/// What the worker is asked for.
+enum HopOrder<F> {
+    Function(Order<F>),
+    /// Copies of its frames go there, or nowhere.
+    Tap(Option<Arc<Capture>>),
+}
+
 /// A hop that runs. Dropping it ends it.
 pub struct Hop<F> {
     counters: Arc<HopCounters>,
-    orders: SyncSender<Order<F>>,
+    orders: SyncSender<HopOrder<F>>,
     wanted: [Arc<WantedEnd>; 2],
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -111,6 +120,7 @@ impl<F: Function + Send + 'static> Hop<F> {
         }
         let worker = Worker {
             function,
+            tap: None,
             ends: [None, None],
             wanted,
             opened: [0; 2],
@@ -152,7 +162,13 @@ impl<F: Function + Send + 'static> Hop<F> {
 
     /// Has the worker do something with the function between two bursts, at the latest after a nap. `false`: it is not there any more.
     pub fn order(&self, order: impl FnOnce(&mut F) + Send + 'static) -> bool {
-        self.orders.send(Box::new(order)).is_ok()
+        self.orders.send(HopOrder::Function(Box::new(order))).is_ok()
+    }
+
+    /// Has frames copied from now on, as they come in with what the function says of them, and as they leave where that is otherwise; or not any
+    /// more. Whoever reads the capture keeps it until nobody else has it: the worker frees no memory. `false`: it is not there any more.
+    pub fn tap(&self, capture: Option<Arc<Capture>>) -> bool {
+        self.orders.send(HopOrder::Tap(capture)).is_ok()
     }
 }
 
@@ -230,6 +246,7 @@ fn open_again(
 
 struct Worker<F> {
     function: F,
+    tap: Option<Arc<Capture>>,
     ends: [Option<HopPort>; 2],
     wanted: [Arc<WantedEnd>; 2],
     /// Which ends those are.
@@ -266,7 +283,7 @@ impl<F: Function> Worker<F> {
     fn run(
         mut self,
         doors: &[(Receiver<Opened>, SyncSender<()>)],
-        orders: &Receiver<Order<F>>,
+        orders: &Receiver<HopOrder<F>>,
         stop: &AtomicBool,
         say: impl Fn(Side, HopEvent),
     ) {
@@ -274,7 +291,8 @@ impl<F: Function> Worker<F> {
         while !stop.load(Relaxed) {
             round = round.wrapping_add(1);
             match orders.try_recv() {
-                Ok(order) => order(&mut self.function),
+                Ok(HopOrder::Function(order)) => order(&mut self.function),
+                Ok(HopOrder::Tap(tap)) => self.tap = tap,
                 Err(TryRecvError::Empty) => {}
                 // Nobody holds the hop any more.
                 Err(TryRecvError::Disconnected) => return,
@@ -339,7 +357,8 @@ impl<F: Function> Worker<F> {
 
     /// What came in on `side`, from each queue up to a burst. Whether there was any. A fault says whose it is.
     fn burst(&mut self, side: Side, now_ms: u64) -> Result<bool, (Side, Fault)> {
-        let Self { function, ends: [client, network], counters, notifier, scratch, .. } = self;
+        let Self { function, tap, ends: [client, network], counters, notifier, scratch, .. } = self;
+        let tap = tap.as_deref().map(|capture| TapAt { capture, ticks: ticks::now() });
         let (near, far) = match side {
             Side::Client => (client.as_mut(), network.as_mut()),
             Side::Network => (network.as_mut(), client.as_mut()),
@@ -349,6 +368,7 @@ impl<F: Function> Worker<F> {
         let counters = &counters.sides;
         let mut judge = Judge {
             function,
+            tap,
             side,
             now_ms,
             counters: &counters[side.index()],
@@ -364,6 +384,9 @@ impl<F: Function> Worker<F> {
             None => judge.queues(receivers, &mut nobody),
         })?;
         for Extra { to, frame } in scratch.extras.drain(..) {
+            if let Some(tap) = tap {
+                tap.made(to, &frame);
+            }
             let count = match &mut self.ends[to.index()] {
                 Some(end) => send(end, &frame, notifier).map_err(|fault| (to, fault))?,
                 None => false,
@@ -406,9 +429,38 @@ fn publish(target: &mut impl Target, notifier: &mut Notifier) {
     }
 }
 
+/// Where copies of frames go, and when that is.
+#[derive(Clone, Copy)]
+struct TapAt<'a> {
+    capture: &'a Capture,
+    ticks: u64,
+}
+
+impl TapAt<'_> {
+    /// A frame that came in was judged. If it leaves otherwise than it came in, it is copied once more.
+    #[cold]
+    fn judged(self, seen: CapturedFrame, far: Side, bytes: &[u8], disposition: Disposition, remark: Remark<'_>) {
+        let is_other = disposition == Disposition::Forward && !bytes.starts_with(seen.bytes());
+        let leaving = if is_other { self.capture.take(self.ticks, far.index(), true, bytes) } else { None };
+        self.capture.put(seen, remark, leaving.is_some());
+        if let Some(leaving) = leaving {
+            self.capture.put(leaving, remark, false);
+        }
+    }
+
+    /// The function sends a frame of its own.
+    #[cold]
+    fn made(self, to: Side, bytes: &[u8]) {
+        if let Some(frame) = self.capture.take(self.ticks, to.index(), true, bytes) {
+            self.capture.put(frame, Remark { word: "made", ..Remark::default() }, false);
+        }
+    }
+}
+
 /// One direction at work.
 struct Judge<'a, F> {
     function: &'a mut F,
+    tap: Option<TapAt<'a>>,
     side: Side,
     now_ms: u64,
     counters: &'a SideCounters,
@@ -462,7 +514,12 @@ impl<F: Function> Judge<'_, F> {
             self.counters.frames.add(1);
             self.counters.bytes.add(length as u64);
             let bytes = if copied { &mut self.frame[..length] } else { &mut [] };
-            match self.function.frame(near, bytes, self.now_ms, self.extras) {
+            let seen = self.tap.and_then(|tap| Some((tap, tap.capture.take(tap.ticks, near.index(), false, bytes)?)));
+            let disposition = self.function.frame(near, bytes, self.now_ms, self.extras);
+            if let Some((tap, seen)) = seen {
+                tap.judged(seen, far, bytes, disposition, self.function.remark());
+            }
+            match disposition {
                 Disposition::Drop => self.counters.dropped.add(1),
                 Disposition::Forward => {
                     if !self.put(index, length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {

@@ -14,6 +14,7 @@
 //! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
 //! - [`config`]: the settings of a hop; [`agent`]: the same by documents of modules
 //! - [`running`]: one hop, or several by the same settings; [`daemon`]: they run, follow their settings, are looked at
+//! - [`tap`]: copies of their frames, for traces
 //! - `mesh`: hops of chains that Network Service Mesh composes
 //! - [`webserver`]: real HTTP at the end of a chain
 //! - [`counter`]: numbers that are read while they grow
@@ -38,6 +39,7 @@ pub mod passthrough;
 pub mod port;
 pub mod running;
 pub mod sessions;
+pub mod tap;
 pub mod tcp_state;
 pub mod webserver;
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::mem::discriminant;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ferrule_dataplane::capture::Capture;
 
 use crate::any::{AnyCounters, AnyFunction};
 use crate::config::FunctionSettings;
@@ -20,9 +23,10 @@ pub struct Functions {
 /// One that runs. Dropping it ends it, which may take half a second.
 pub struct Running {
     hop: Hop<AnyFunction>,
-    link: Link,
     counters: Mutex<AnyCounters>,
     narrow: Narrow,
+    link: Link,
+    is_tapped: AtomicBool,
 }
 
 /// What one of several functions has of the settings of all.
@@ -53,7 +57,8 @@ impl Functions {
         let function = AnyFunction::new(link, &narrow(&settings));
         let counters = Mutex::new(function.counters());
         let hop = Hop::start(function, ends, say)?;
-        let before = lock(&self.running).insert(name.to_owned(), Arc::new(Running { hop, link, counters, narrow }));
+        let running = Running { hop, counters, narrow, link, is_tapped: AtomicBool::new(false) };
+        let before = lock(&self.running).insert(name.to_owned(), Arc::new(running));
         drop(settings);
         drop(before);
         Ok(())
@@ -105,14 +110,26 @@ impl Running {
         &self.hop
     }
 
+    /// What it counts with the settings of now.
+    pub fn counters(&self) -> AnyCounters {
+        lock(&self.counters).clone()
+    }
+
     /// What its frames begin with.
     pub fn link(&self) -> Link {
         self.link
     }
 
-    /// What it counts with the settings of now.
-    pub fn counters(&self) -> AnyCounters {
-        lock(&self.counters).clone()
+    /// Copies its frames from now on. `false`: somebody has that done already, or its thread has ended.
+    pub fn tap(&self, capture: Arc<Capture>) -> bool {
+        !self.is_tapped.swap(true, Relaxed) && self.hop.tap(Some(capture))
+    }
+
+    /// Copies none any more.
+    pub fn untap(&self) {
+        // A thread that has ended copies none.
+        self.hop.tap(None);
+        self.is_tapped.store(false, Relaxed);
     }
 
     /// `false`: its thread has ended.

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::capture::{Capture, Remark};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::end::EndSpec;
@@ -63,6 +64,72 @@ fn a_firewall_between_two_peers_keeps_its_sessions_over_new_rules_and_over_a_pee
     testbed.join(Side::Client);
     testbed.send(Side::Network, &back);
     assert_eq!(testbed.receive(Side::Client), back);
+}
+
+#[test]
+fn a_hop_is_tapped_and_says_of_each_frame_what_became_of_it() {
+    let rules = "rules: [{ name: web, action: reflect, protocol: udp, ports: 80 }, { name: bad, action: deny, protocol: udp, ports: 9 }]";
+    let settings = FunctionSettings::Firewall { policy: read_text("rules", rules).unwrap(), sessions_max: 10 };
+    let mut testbed = Testbed::start("tap", &settings);
+    let capture = Arc::new(Capture::new(8, 64));
+    assert!(testbed.hop.tap(Some(Arc::clone(&capture))));
+    wait_for(|| Arc::strong_count(&capture) == 2, "the worker has it");
+    let (there, back) = (udp(1, 2, 5, 80), udp(2, 1, 80, 5));
+    testbed.send(Side::Client, &there);
+    assert_eq!(testbed.receive(Side::Network), there);
+    testbed.send(Side::Network, &back);
+    assert_eq!(testbed.receive(Side::Client), back);
+    testbed.send(Side::Client, &udp(1, 2, 5, 9));
+    testbed.send(Side::Client, &udp(1, 2, 5, 7));
+    let mut seen = Vec::new();
+    let mut look = || {
+        while let Some(told) = capture.read(|frame| {
+            let Remark { dropped, word, rule } = frame.remark();
+            (frame.end, frame.is_outbound, dropped, word, rule.to_owned())
+        }) {
+            seen.push(told);
+        }
+        seen.len()
+    };
+    let deadline = Instant::now() + TIMEOUT;
+    while look() < 4 {
+        assert!(Instant::now() < deadline, "four frames are seen");
+        std::thread::yield_now();
+    }
+    let told = |end, dropped, word, rule: &str| (end, false, dropped, word, rule.to_owned());
+    let expected = [
+        told(0, false, "rule", "web"),
+        told(1, false, "session", "web"),
+        told(0, true, "rule", "bad"),
+        told(0, true, "unmatched", ""),
+    ];
+    assert_eq!(seen, expected);
+    // More than there is room for: nobody waits.
+    for _ in 0..20 {
+        testbed.send(Side::Client, &there);
+        assert_eq!(testbed.receive(Side::Network), there);
+    }
+    assert_eq!(capture.dropped(), 12);
+    assert!(testbed.hop.tap(None));
+    wait_for(|| Arc::strong_count(&capture) == 1, "the worker has let go of it");
+}
+
+#[test]
+fn an_end_becomes_another_one_while_the_other_stays() {
+    let mut testbed = Testbed::start("other", &FunctionSettings::Passthrough);
+    let socket = format!("@ferrule-hop-{}-another", std::process::id());
+    testbed.specs[1] = MemifSpec::new(socket.parse().unwrap(), Role::Server);
+    let end = EndSpec::Memif(MemifSpec { role: Role::Client, ..testbed.specs[1].clone() });
+    testbed.hop.set_end(Side::Network, end.clone());
+    testbed.peers[1] = Some(Endpoint::open(&testbed.specs[1], TIMEOUT).unwrap());
+    let counters = Arc::clone(testbed.hop.counters());
+    wait_for(|| counters.sides[1].is_connected(), "the hop has its other end");
+    testbed.hop.set_end(Side::Network, end);
+    let frame = udp(1, 2, 3, 4);
+    testbed.send(Side::Client, &frame);
+    assert_eq!(testbed.receive(Side::Network), frame);
+    let gone = |(side, event): &(Side, HopEvent)| *side == Side::Client && matches!(event, HopEvent::Gone { .. });
+    assert!(!testbed.events.lock().unwrap().iter().any(gone), "the client's end stayed");
 }
 
 #[test]

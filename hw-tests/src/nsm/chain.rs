@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +33,7 @@ pub struct ChainPlan {
 /// A function of a chain that runs, in a namespace of its own.
 pub struct ChainFunction {
     process: Process,
+    socket: PathBuf,
     _pod: MeshPod,
 }
 
@@ -67,14 +70,16 @@ impl ChainPlan {
     /// Starts a function, and waits until it is registered. Those of one `app` have one identity, and names of their own.
     pub fn start(&self, mesh: &mut Mesh, app: &str, name: &str, settings: &str) -> Result<ChainFunction> {
         let path = mesh.path(&format!("{name}.yaml"));
-        fs::write(&path, format!("name: {name}\n{settings}\n")).with_context(|| format!("write {}", path.display()))?;
+        let socket = mesh.path(&format!("{name}.api"));
+        fs::write(&path, format!("name: {name}\nsocket: {}\n{settings}\n", socket.display()))
+            .with_context(|| format!("write {}", path.display()))?;
         let pod = MeshPod::new();
         let mut command = pod.command(&ours("network-function")?);
         command.arg("--nsm").arg("--config").arg(&path).args(mesh.common.relays());
         self.endpoint(mesh, &mut command, app, name);
         let process = Process::start(&mut command);
         process.wait_for(": registered");
-        Ok(ChainFunction { process, _pod: pod })
+        Ok(ChainFunction { process, socket, _pod: pod })
     }
 
     /// Starts the end of the chain, in a namespace, with addresses out of this prefix.
@@ -95,7 +100,7 @@ impl ChainPlan {
         mesh.near().start_client_of(pod, number, &format!("kernel://{}/{INTERFACE}{labels}", self.service))
     }
 
-    fn endpoint(&self, mesh: &mut Mesh, command: &mut std::process::Command, app: &str, name: &str) {
+    fn endpoint(&self, mesh: &mut Mesh, command: &mut Command, app: &str, name: &str) {
         mesh.common.set(command, app);
         command.env("NSM_NAME", name).env("NSM_SERVICE_NAMES", self.service).env("NSM_LABELS", format!("app:{app}"));
         command.env("NSM_CONNECT_TO", mesh.far().manager_url());
@@ -109,10 +114,24 @@ impl ChainFunction {
         self.process.kill();
     }
 
-    /// Everything printed so far.
-    pub fn output(&self) -> String {
-        self.process.output()
+    /// Where it is traced.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
+}
+
+/// `ferrule trace` at a socket.
+pub fn trace(socket: &Path, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(ours("ferrule")?);
+    command.arg("trace").arg("--socket").arg(socket).args(arguments);
+    Ok(command)
+}
+
+/// Begins a trace, and waits until it runs.
+pub fn start_trace(socket: &Path, arguments: &[&str]) -> Result<Process> {
+    let process = Process::start(&mut trace(socket, arguments)?);
+    process.wait_for("; Ctrl-C ends it");
+    Ok(process)
 }
 
 /// Serves the page in a namespace, on all of its addresses that there are now and later.

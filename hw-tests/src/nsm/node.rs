@@ -237,7 +237,12 @@ impl MeshNode {
 
     /// The wires that the forwarder has.
     pub fn wires(&self) -> Result<String> {
-        run(Command::new(ours("ferrule")?).args(["wires", "--json", "--socket"]).arg(self.socket("admin")))
+        run(Command::new(ours("ferrule")?).args(["wires", "--json", "--socket"]).arg(self.admin_socket()))
+    }
+
+    /// Where the forwarder is asked for its wires.
+    pub fn admin_socket(&self) -> std::path::PathBuf {
+        self.socket("admin")
     }
 
     /// Whether the forwarder has a wire of the mesh.

@@ -47,7 +47,7 @@ pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase
     let service = Service::new(vfs, phase.clone(), Places::default());
     let api = BySize::new(service);
     let names = ["", v1::vfs_server::SERVICE_NAME];
-    grpc::serve(socket, Routes::new(HoldingAnswers(api)), v1::DESCRIPTORS, &names, phase).await
+    grpc::serve(socket, Routes::new(HoldingAnswers(api)), &[v1::DESCRIPTORS], &names, phase).await
 }
 
 #[tonic::async_trait]

@@ -16,6 +16,8 @@ pub mod verdict;
 
 use std::sync::Arc;
 
+use ferrule_dataplane::capture::Remark;
+
 use self::cache::Cache;
 use self::classifier::{Classifier, Found};
 use self::counters::Counters;
@@ -46,6 +48,7 @@ pub struct Firewall {
     counters: Arc<Counters>,
     /// The parts that the last verdict releases.
     released: Vec<Vec<u8>>,
+    last: Verdict,
 }
 
 impl Firewall {
@@ -63,6 +66,7 @@ impl Firewall {
             counters: Arc::new(Counters::new(policy.rules.iter().map(|rule| rule.name.as_str()), None)),
             policy,
             released: Vec::new(),
+            last: Verdict::Held,
         }
     }
 
@@ -245,8 +249,21 @@ impl Firewall {
 impl Function for Firewall {
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
         let verdict = self.judge(side, frame, now_ms);
+        self.last = verdict;
         out.extend(released(side.other(), std::mem::take(&mut self.released)));
         if verdict.passes() { Disposition::Forward } else { Disposition::Drop }
+    }
+
+    fn remark(&self) -> Remark<'_> {
+        // New rules may have come since, and fewer.
+        let rule = |rule: u32| self.policy.rules.get(rule as usize).map_or("", |rule| rule.name.as_str());
+        let (word, rule) = match self.last {
+            Verdict::PassRule(number) | Verdict::DropRule(number) => ("rule", rule(number)),
+            Verdict::PassSession(number) => ("session", rule(number)),
+            Verdict::Pass(reason) | Verdict::Drop(reason) => (reason.word(), ""),
+            Verdict::Held => ("held", ""),
+        };
+        Remark { dropped: matches!(self.last, Verdict::DropRule(_) | Verdict::Drop(_)), word, rule }
     }
 
     fn tick(&mut self, now_ms: u64) {

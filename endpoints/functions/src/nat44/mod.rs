@@ -18,6 +18,7 @@ pub mod table;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use ferrule_dataplane::capture::Remark;
 use ferrule_endpoints::Responder;
 
 use self::counters::{NatCounters, NatReason};
@@ -44,6 +45,7 @@ pub struct Nat44 {
     fragments: Fragments<Option<Rewrite>>,
     errors: ErrorLimit,
     counters: Arc<NatCounters>,
+    last: Result<Disposition, NatReason>,
 }
 
 /// What becomes of the later parts of a packet.
@@ -64,6 +66,7 @@ impl Nat44 {
             fragments: Fragments::new(),
             errors: ErrorLimit::default(),
             counters: Arc::default(),
+            last: Ok(Disposition::Drop),
             settings,
         }
     }
@@ -334,10 +337,22 @@ impl Nat44 {
 
 impl Function for Nat44 {
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
-        self.take(side, frame, now_ms, out).unwrap_or_else(|reason| {
+        self.last = self.take(side, frame, now_ms, out);
+        self.last.unwrap_or_else(|reason| {
             self.counters.reasons[reason as usize].add(1);
             Disposition::Drop
         })
+    }
+
+    fn remark(&self) -> Remark<'_> {
+        let (dropped, word) = match self.last {
+            Ok(Disposition::Forward) => (false, "translated"),
+            // For a neighbour or its first part; or it has turned back.
+            Ok(Disposition::Drop) => (false, "held"),
+            Err(NatReason::Answered) => (false, NatReason::Answered.word()),
+            Err(reason) => (true, reason.word()),
+        };
+        Remark { dropped, word, rule: "" }
     }
 
     fn tick(&mut self, now_ms: u64) {

@@ -2,13 +2,14 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::wait_until;
 use crate::TIMEOUT;
-use crate::nsm::chain::{ChainFunction, ChainPlan, PAGE, get, serve_page, until, way};
+use crate::nsm::chain::{ChainFunction, ChainPlan, PAGE, get, serve_page, start_trace, trace, until, way};
 use crate::nsm::mesh::{INTERFACE, Mesh, client_name};
 use crate::nsm::pod::MeshPod;
 use crate::nsm::programs::Maker;
@@ -31,8 +32,88 @@ pub(super) fn secure_intranet(mesh: &mut Mesh) -> Result<()> {
         client.pod.netns().ping_all(&client.target()?.to_string(), 5, 1400);
         client.check_ports(&chain.gateway_pod)?;
     }
+    trace_wire(mesh, &clients[0])?;
+    trace_firewall(&chain, &clients[0])?;
     drop(servers);
     chain.close(mesh, clients)
+}
+
+/// The wire of a client is traced while it pings.
+fn trace_wire(mesh: &mut Mesh, client: &ChainClient) -> Result<()> {
+    let json: serde_json::Value = serde_json::from_str(&mesh.near().wires()?)?;
+    let wires = json["wires"].as_array().context("no wires are shown")?;
+    let names = wires.iter().filter_map(|wire| wire["name"].as_str());
+    let socket = mesh.near().admin_socket();
+    // Of both clients, and of each hop: those of this client see its pings.
+    let traces: Vec<_> = names
+        .map(|name| start_trace(&socket, &[name, "--protocol", "icmp", "--frames", "2", "--snap", "128"]))
+        .collect::<Result<_>>()?;
+    let target = client.target()?.to_string();
+    let pings = client.pod.start_pings(&target);
+    until("five wires carry the client's pings", || {
+        let seen = traces.iter().filter(|trace| {
+            let said = trace.output();
+            said.contains(&format!("> {target} echo request")) && said.contains("echo reply")
+        });
+        let seen = seen.count();
+        ensure!(seen == 5, "{seen} of {} wires have", traces.len());
+        Ok(())
+    })?;
+    pings.end()?;
+    Ok(())
+}
+
+/// A firewall is traced while it drops what a client sends.
+fn trace_firewall(chain: &SecureIntranet, client: &ChainClient) -> Result<()> {
+    let (_, firewall) = chain.functions.first().context("a chain has a firewall")?;
+    let several = trace(firewall.socket(), &[])?.output().context("run ferrule trace")?;
+    let said = String::from_utf8_lossy(&several.stderr).into_owned();
+    let (_, names) = said.split_once("several connections go through it; name one of ").context(said.clone())?;
+    let begin = |name: &str| start_trace(firewall.socket(), &[name, "--dropped", "--host", "172.16.1.0/24"]);
+    let traces = names.trim().split(", ").map(begin).collect::<Result<Vec<_>>>()?;
+    ensure!(traces.len() == 2, "the firewall has the connections {names}");
+    let target = client.target()?;
+    let shut = get(&client.pod, target, SHUT, LIMIT);
+    ensure!(shut.is_err(), "port {SHUT} of {target} gives {shut:?}");
+    let dropped = format!("> {target}:{SHUT} SYN len ");
+    until("the trace shows what was dropped, and why", || {
+        let said: String = traces.iter().map(Process::output).collect();
+        let line = said.lines().find(|line| line.contains(&dropped)).context("no line of it")?;
+        ensure!(line.contains(" client in ") && line.ends_with("[dropped: unmatched]"), "the line is {line}");
+        ensure!(!said.contains("[passed"), "what passed is shown too: {said}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// A NAT44 is traced: a connection shows both of its tuples, also in the file.
+fn trace_nat(mesh: &Mesh, socket: &Path, pod: &MeshPod) -> Result<()> {
+    let file = mesh.path("nat.pcapng");
+    let name = file.to_str().context("a directory has a plain name")?;
+    let trace = start_trace(socket, &["--write", name, "--port", "80", "--snap", "0"])?;
+    until("the trace shows both tuples", || {
+        get(pod, WEB, OPEN, LIMIT)?;
+        let said = trace.output();
+        let lines: Vec<_> = said.lines().collect();
+        let is_pair =
+            |pair: &[&str], [inward, outward]: [&str; 2]| pair[0].contains(inward) && pair[1].contains(outward);
+        let there = ["client in  TCP 192.168.100.10:", "network out TCP 80.80.80.100:"];
+        let back =
+            ["network in  TCP 80.80.80.80:80 > 80.80.80.100:", "client out TCP 80.80.80.80:80 > 192.168.100.10:"];
+        for wanted in [there, back] {
+            ensure!(lines.windows(2).any(|pair| is_pair(pair, wanted)), "no {wanted:?} in {said}");
+        }
+        ensure!(lines.iter().any(|line| line.ends_with("[passed: translated]")), "no verdict in {said}");
+        Ok(())
+    })?;
+    trace.stop();
+    let bytes = std::fs::read(&file).context("read the file of the trace")?;
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    ensure!(bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "the file begins with {:02x?}", &bytes[..4]);
+    for text in ["client", "network", "passed: translated", "GET / HTTP/1.1", PAGE] {
+        ensure!(has(text), "{text:?} is not in the file");
+    }
+    Ok(())
 }
 
 /// A passthrough is killed: its chain heals when it is back, or by another one of its kind.
@@ -100,6 +181,7 @@ pub(super) fn nat44(mesh: &mut Mesh) -> Result<()> {
     pod.netns().ping_all(&WEB.to_string(), 5, 64);
     let seen: Vec<_> = server.served().iter().map(|served| served.client.ip()).collect();
     ensure!(!seen.is_empty() && seen.iter().all(|ip| *ip == POOL_FIRST), "the server has seen {seen:?}");
+    trace_nat(mesh, nat.socket(), &pod)?;
     // Without its label a client is nobody's: no match is without a source.
     let other_pod = MeshPod::new();
     let other = mesh.near().start_client_of(&other_pod, 1, &format!("kernel://{}/{INTERFACE}", NAT.service))?;
