@@ -192,7 +192,8 @@ impl Handler for Endpoint {
             ethernet.vlan_tag = 0;
         }
         let context = context.ip_context.get_or_insert_default();
-        if let Err(error) = lock(&self.ipam).assign(&connection.id, context) {
+        let assigned = lock(&self.ipam).assign(&connection.id, context);
+        if let Err(error) = assigned {
             if call.known.is_none() {
                 self.forget(&connection.id);
             }
