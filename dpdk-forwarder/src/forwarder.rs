@@ -214,6 +214,8 @@ impl Forwarder {
             warn!("draining failed; the kernel takes back what the process held");
         }
         self.servers.stop(SERVERS_GRACE).await;
+        // The last task of a client may end a moment later than we do.
+        self.wires.close_journal();
         info!("stopped");
     }
 
