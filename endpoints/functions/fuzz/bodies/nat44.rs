@@ -46,5 +46,5 @@ nat44:
   pool: [10.9.0.3]
   ports: 1024-1025
   sessions: 3
-  forwards: [{ protocol: udp, outside: \"10.0.0.2:53\", inside: \"10.0.0.1:53\" }]
+  forwards: [{ protocol: udp, outside: \"10.9.0.2:53\", inside: \"10.0.0.1:53\" }]
 ";
