@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError, counted};
@@ -214,8 +214,11 @@ impl Forwarder {
             warn!("draining failed; the kernel takes back what the process held");
         }
         self.servers.stop(SERVERS_GRACE).await;
-        // The last task of a client may end a moment later than we do.
-        self.wires.close_journal();
+        // The last task of a client may end a moment later than its server: the next forwarder finds the journal and the owner free.
+        let until = Instant::now() + LETTING_GO;
+        while Arc::strong_count(&self.wires) > 1 && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
         info!("stopped");
     }
 
@@ -333,6 +336,9 @@ const EVENTS_MAX: usize = 256;
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// How long clients may take to read their last answers.
 const SERVERS_GRACE: Duration = Duration::from_secs(1);
+/// How long tasks of clients that end are waited for, and how often that is looked at.
+const LETTING_GO: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {

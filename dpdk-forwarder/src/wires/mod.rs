@@ -302,14 +302,6 @@ impl Wires {
         self.engine.drain(grace);
     }
 
-    /// Lets the next forwarder open the journal, once nothing is changed any more. Whoever is still at a change keeps it: the process
-    /// ends, and the kernel takes it back.
-    pub fn close_journal(&self) {
-        if let Ok(mut turn) = self.turn.try_lock() {
-            turn.close_journal();
-        }
-    }
-
     /// Notes that somebody wants a wire. Under the turn.
     fn want(&self, spec: WireSpec, origin: Origin) -> Wanted {
         let change = self.entries().ask(spec.clone(), origin);

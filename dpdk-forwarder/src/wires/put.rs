@@ -34,11 +34,6 @@ impl Turn {
         Self { journal, unfinished: HashMap::new() }
     }
 
-    /// Nothing is remembered from here on.
-    pub fn close_journal(&mut self) {
-        self.journal = None;
-    }
-
     /// The wires of the journal.
     pub fn remembered(&self) -> impl Iterator<Item = &v1::WireSpec> {
         self.journal.iter().flat_map(Journal::wires)

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Status, TimeoutExpired};
+use tonic::{Code, Status, TimeoutExpired};
 
 use super::address::Address;
 use super::connection::{Peer, SecureStream, Socket};
@@ -181,16 +181,20 @@ async fn connect_unix(path: &Path) -> io::Result<UnixSocket> {
     }
 }
 
-/// A call whose time has run out: the library says of that that it was cancelled, which means "on purpose" to those who watch.
+/// A call whose time has run out: the library says of that that it was cancelled, which means "on purpose" to those who watch. It says so of
+/// its own clock, and by the other side's.
 pub(crate) fn ran_out(status: Status) -> Status {
     // The transport wraps it.
     let mut sources = std::iter::successors(std::error::Error::source(&status), |error| error.source());
-    if sources.any(<dyn std::error::Error>::is::<TimeoutExpired>) {
+    let is_told = status.code() == Code::Cancelled && status.message() == RAN_OUT;
+    if is_told || sources.any(<dyn std::error::Error>::is::<TimeoutExpired>) {
         return Status::deadline_exceeded("the call was not answered in time");
     }
     status
 }
 
+/// What a server of the library says then.
+const RAN_OUT: &str = "Timeout expired";
 /// Not checked by anybody: certificates name processes.
 const AUTHORITY: &str = "localhost";
 /// A registration's answer has three tokens in a header, of long SPIFFE IDs perhaps.
