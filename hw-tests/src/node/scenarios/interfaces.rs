@@ -16,6 +16,8 @@ use crate::node::until;
 /// As a user brings it: the overlay, the example, an update of everything, pods that end while the forwarder is away, and uninstall.
 pub fn join_two_pods_without_multus(node: &mut Node) -> Result<()> {
     node.stop_plugin()?;
+    // No uninstall goes on beside one.
+    node.hardware.stop_manager();
     let network = fs::read_to_string(NETWORK).context("read the node's network")?;
     node.import_images()?;
     node.apply_overlay(Overlay::Interfaces)?;
@@ -59,6 +61,7 @@ pub fn join_two_pods_without_multus(node: &mut Node) -> Result<()> {
     let left = fs::read_to_string(NETWORK).context("read the node's network")?;
     let [is, was]: [Value; 2] = [serde_json::from_str(&left)?, serde_json::from_str(&network)?];
     ensure!(is == was && !Path::new(PROGRAM).exists(), "left behind: {left}");
+    node.hardware.start_manager()?;
     node.start_plugin(&[])
 }
 
