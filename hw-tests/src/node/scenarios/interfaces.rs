@@ -87,7 +87,7 @@ pub fn vfs_get_the_network_of_their_resource(node: &mut Node) -> Result<()> {
         node.delete("two").context("the manager is away")?;
         node.hardware.start_manager()?;
         node.until_counts(DPDK, VFS, VFS)?;
-        ensure!(vlans(node, &vfs)? == [None, None], "{:?}", vlans(node, &vfs));
+        until("the VFs are given back", || Ok((vlans(node, &vfs)? == [None, None]).then_some(())))?;
         node.run_until_started(&Pod::new("next").with(DPDK, 1))?;
         node.delete("next")
     })
@@ -105,7 +105,7 @@ pub fn devices_are_handed_over_in_order(node: &mut Node) -> Result<()> {
         ensure!(vlans(node, &vfs)? == [Some(11), Some(12)], "{:?}", vlans(node, &vfs));
         node.delete("two")?;
         node.until_counts(DPDK, VFS, VFS)?;
-        ensure!(vlans(node, &vfs)? == [None, None], "{:?}", vlans(node, &vfs));
+        until("the VFs are given back", || Ok((vlans(node, &vfs)? == [None, None]).then_some(())))?;
         Ok(())
     })
 }
