@@ -56,7 +56,10 @@ impl Decoded {
                 let ends = address(arp.sender_protocol_addr()).zip(address(arp.target_protocol_addr()));
                 let word = match arp.operation() {
                     ArpOperation::REQUEST => "who has".to_owned(),
-                    ArpOperation::REPLY => "is at".to_owned(),
+                    ArpOperation::REPLY => {
+                        let mac: Vec<_> = arp.sender_hw_addr().iter().map(|byte| format!("{byte:02x}")).collect();
+                        format!("is at {}, told to", mac.join(":"))
+                    }
                     other => format!("operation {}", other.0),
                 };
                 (Network::Arp, ends.map(|(sender, target)| [sender, target]), word)

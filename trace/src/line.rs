@@ -61,9 +61,12 @@ mod tests {
             ..TracedFrame::default()
         };
         let line = Line { frame: &frame, interface: "client", is_ip: false }.to_string();
-        assert_eq!(line, "22:13:20.123456 client in  ARP 10.0.0.1 is at 10.0.0.2 len 60  [dropped: rule `web`]");
+        assert_eq!(
+            line,
+            "22:13:20.123456 client in  ARP 10.0.0.1 is at 02:02:02:02:02:02, told to 10.0.0.2 len 60  [dropped: rule `web`]"
+        );
         let plain = TracedFrame { dropped: false, word: String::new(), outbound: true, ..frame };
         let line = Line { frame: &plain, interface: "B", is_ip: false }.to_string();
-        assert!(line.ends_with("B out ARP 10.0.0.1 is at 10.0.0.2 len 60"), "{line}");
+        assert!(line.ends_with("B out ARP 10.0.0.1 is at 02:02:02:02:02:02, told to 10.0.0.2 len 60"), "{line}");
     }
 }
