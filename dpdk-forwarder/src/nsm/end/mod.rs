@@ -1,7 +1,7 @@
 //! The ends of a connection: what a mechanism's parameters say, and what the forwarder makes of them.
 //!
 //! - [`kernel`]: interfaces, also those of VFs; [`socket`]: ends at a socket; [`namespace`]: where they are
-//! - [`preferences`]: what endpoints and other nodes are asked for
+//! - [`preferences`](mod@preferences): what endpoints and other nodes are asked for
 
 mod kernel;
 mod namespace;
