@@ -6,19 +6,22 @@
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot begin ends")]
 
+mod cycles;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 
-use ferrule_ffi::ticks;
 use ferrule_functions::Side;
 use ferrule_functions::firewall::Firewall;
 use ferrule_functions::firewall::file::read_text;
 use ferrule_functions::packet::Link;
 
+use self::cycles::{ShortFrame, cycles};
+
 fn main() {
     println!("| Rules | cached verdict | new flow, last rule | new flow, no rule |\n| ---: | ---: | ---: | ---: |");
     for rules in [10, 100, 1000] {
-        let (known, last, none) = (of_known(rules), of_new(rules, 1), of_new(rules, 2));
+        let (known, last, none) = (of_known(rules), of_new(rules, 80), of_new(rules, 81));
         println!("| {rules} | {known:.0} | {last:.0} | {none:.0} |");
     }
     println!("\n| Sessions | a packet of one of them, in turn | the same one |\n| ---: | ---: | ---: |");
@@ -44,55 +47,39 @@ fn firewall(rules: usize, action: &str) -> Firewall {
 }
 
 fn of_known(rules: usize) -> f64 {
-    let mut firewall = firewall(rules, "permit");
     let frames: Vec<_> = (0..64).map(|number| frame(number, 80)).collect();
-    cycles(&mut firewall, |number| &frames[number % 64])
+    of_frames(&mut firewall(rules, "permit"), &frames)
 }
 
 fn of_new(rules: usize, port: u16) -> f64 {
-    let mut firewall = firewall(rules, "permit");
     // More than there are places for.
-    let frames: Vec<_> = (0..100_000).map(|number| frame(number, if port == 1 { 80 } else { 81 })).collect();
-    cycles(&mut firewall, |number| &frames[number % frames.len()])
+    let frames: Vec<_> = (0..100_000).map(|number| frame(number, port)).collect();
+    of_frames(&mut firewall(rules, "permit"), &frames)
 }
 
-fn of_sessions(sessions: u32, of: u32) -> f64 {
+fn of_sessions(sessions: usize, of: usize) -> f64 {
     let mut firewall = firewall(10, "reflect");
-    let frames: Vec<_> = (0..sessions).map(|number| frame(number, 80)).collect();
+    let frames: Vec<_> = (0..sessions).map(|number| frame(number as u32, 80)).collect();
     for frame in &frames {
         assert!(firewall.judge(Side::Client, frame, 0).passes());
     }
-    cycles(&mut firewall, |number| &frames[number % of as usize])
+    of_frames(&mut firewall, &frames[..of])
 }
 
-/// A frame's share of a burst, of which the fastest tenth begins below.
-fn cycles<'a>(firewall: &mut Firewall, frame: impl Fn(usize) -> &'a Vec<u8>) -> f64 {
-    let mut number = 0;
-    let mut frames = [[0; LENGTH]; BURST];
-    let mut burst = || {
-        for place in &mut frames {
-            place.copy_from_slice(frame(number));
-            number += 1;
-        }
-        let start = ticks::now();
-        for frame in &frames {
-            black_box(firewall.judge(Side::Client, black_box(frame), 1));
-        }
-        ticks::now() - start
+/// These in turn.
+fn of_frames(firewall: &mut Firewall, frames: &[ShortFrame]) -> f64 {
+    let judge = |frame: &mut ShortFrame| {
+        black_box(firewall.judge(Side::Client, frame, 1));
     };
-    let mut times: Vec<_> = (0..BURSTS).map(|_| burst()).collect();
-    times.sort_unstable();
-    times[BURSTS / 10] as f64 / BURST as f64
+    cycles(BURSTS, |number| &frames[number % frames.len()], judge)
 }
 
 /// A SYN of client `number`.
-fn frame(number: u32, port: u16) -> Vec<u8> {
+fn frame(number: u32, port: u16) -> ShortFrame {
     let [a, b, c, d] = (0x0a02_0000 + number).to_be_bytes();
     let ip = [0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, a, b, c, d, 10, 9, 9, 9];
     let tcp = [&[0x9c, 0x40][..], &port.to_be_bytes(), &[0; 8], &[0x50, 2, 0, 0, 0, 0, 0, 0]].concat();
-    [&[2; 12][..], &[8, 0], &ip, &tcp].concat()
+    [&[2; 12][..], &[8, 0], &ip, &tcp].concat().try_into().unwrap()
 }
 
-const BURST: usize = 64;
-const LENGTH: usize = 54;
 const BURSTS: usize = 5000;
