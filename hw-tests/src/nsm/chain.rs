@@ -28,6 +28,8 @@ pub struct ChainPlan {
     pub apps: &'static [&'static str],
     /// What the client's own `app` is.
     pub client: Option<&'static str>,
+    /// What its frames begin with: `ETHERNET` or `IP`.
+    pub payload: &'static str,
 }
 
 /// A function of a chain that runs, in a namespace of its own.
@@ -51,7 +53,7 @@ impl ChainPlan {
         let matches = pairs.chain([first]).collect();
         let service = NetworkService {
             name: self.service.to_owned(),
-            payload: "ETHERNET".to_owned(),
+            payload: self.payload.to_owned(),
             matches,
             ..NetworkService::default()
         };
@@ -67,7 +69,8 @@ impl ChainPlan {
         Ok(())
     }
 
-    /// Starts a function, and waits until it is registered. Those of one `app` have one identity, and names of their own.
+    /// Starts a function, and waits until it is registered. Those of one `app` have one identity, and names of their own. The first
+    /// of the chain is on the clients' node, and the others are where its end is.
     pub fn start(&self, mesh: &mut Mesh, app: &str, name: &str, settings: &str) -> Result<ChainFunction> {
         let path = mesh.path(&format!("{name}.yaml"));
         let socket = mesh.path(&format!("{name}.api"));
@@ -82,28 +85,33 @@ impl ChainPlan {
         Ok(ChainFunction { process, socket, _pod: pod })
     }
 
-    /// Starts the end of the chain, in a namespace, with addresses out of this prefix.
-    pub fn start_end(&self, mesh: &mut Mesh, pod: &MeshPod, prefix: &str) -> Result<Process> {
+    /// Starts an end of the chain, in a namespace, with addresses out of this prefix.
+    pub fn start_end(&self, mesh: &mut Mesh, name: &str, pod: &MeshPod, prefix: &str) -> Result<Process> {
         let app = self.apps.last().context("a chain has an end")?;
         let mut command = pod.command(&ours("ferrule")?);
         command.args(["nsm", "endpoint"]).args(mesh.common.relays());
-        self.endpoint(mesh, &mut command, app, app);
+        // Without Ethernet headers a frame goes to its own kind only, and the functions have memif.
+        command.args(["--mechanism", if self.payload == "IP" { "memif" } else { "kernel" }]);
+        self.endpoint(mesh, &mut command, app, name);
         command.env("NSM_CIDR_PREFIX", prefix).env("NSM_REGISTER_SERVICE", "false");
         let process = Process::start(&mut command);
         process.wait_for(": registered");
         Ok(process)
     }
 
-    /// Starts a client of the chain, whose interface is [`INTERFACE`].
+    /// Starts a client of the chain: its interface is [`INTERFACE`], or with payload IP it has a memif.
     pub fn start_client(&self, mesh: &mut Mesh, pod: &MeshPod, number: usize) -> Result<Process> {
         let labels = self.client.map(|app| format!("?app={app}")).unwrap_or_default();
-        mesh.near().start_client_of(pod, number, &format!("kernel://{}/{INTERFACE}{labels}", self.service))
+        let end = if self.payload == "IP" { String::new() } else { format!("/{INTERFACE}") };
+        let scheme = if self.payload == "IP" { "memif" } else { "kernel" };
+        mesh.near().start_client_of(pod, number, &format!("{scheme}://{}{end}{labels}", self.service))
     }
 
     fn endpoint(&self, mesh: &mut Mesh, command: &mut Command, app: &str, name: &str) {
         mesh.common.set(command, app);
         command.env("NSM_NAME", name).env("NSM_SERVICE_NAMES", self.service).env("NSM_LABELS", format!("app:{app}"));
-        command.env("NSM_CONNECT_TO", mesh.far().manager_url());
+        let node = if self.apps.first() == Some(&app) { mesh.near() } else { mesh.far() };
+        command.env("NSM_CONNECT_TO", node.manager_url());
         command.arg("--listen-on").arg(mesh.path(&format!("{name}.sock")));
     }
 }
@@ -117,6 +125,11 @@ impl ChainFunction {
     /// Where it is traced.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 }
 

@@ -119,16 +119,7 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
     cases.push(case("two_nodes_all_kinds_of_ends_are_joined", Cast::default(), two, ends::all_pairs));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
-    let go_around = Cast { registry: Some(GO), manager: GO, ..Cast::default() };
-    for (name, name_go, run) in [
-        ("chain_secure_intranet", "chain_secure_intranet_go", chains::secure_intranet as Run),
-        ("chain_passthrough_is_killed", "chain_passthrough_is_killed_go", chains::passthrough_killed),
-        ("chain_nat44", "chain_nat44_go", chains::nat44),
-    ] {
-        cases.push(case(name, Cast::default(), few, run));
-        cases.push(case(name_go, go_around, few, run));
-    }
-    cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, chains::hop_missing));
+    cases.extend(chains::all());
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
         let cast = Cast { registry: Some(registry), manager, client, endpoint };
         cases.push(case(name, cast, plain, kernel::both_families));

@@ -1,0 +1,88 @@
+//! The second example: clients behind one address.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::bed::LIMIT;
+use crate::TIMEOUT;
+use crate::nsm::cases::wait_until;
+use crate::nsm::chain::{ChainPlan, PAGE, get, serve_page, start_trace, until};
+use crate::nsm::mesh::{INTERFACE, Mesh};
+use crate::nsm::pod::MeshPod;
+
+/// A client reaches a web server through a NAT44: the server sees an address of the pool.
+pub(super) fn one_address(mesh: &mut Mesh) -> Result<()> {
+    NAT.register(mesh)?;
+    let web_pod = MeshPod::new();
+    let web = NAT.start_end(mesh, "webserver", &web_pod, "80.80.80.80/31")?;
+    let nat = NAT.start(mesh, "nat44", "nat44", NAT_SETTINGS)?;
+    let pod = MeshPod::new();
+    let process = NAT.start_client(mesh, &pod, 0)?;
+    mesh.wait_connected(&process);
+    ensure!(pod.addresses(INTERFACE) == ["192.168.100.10/24"], "the client has {:?}", pod.addresses(INTERFACE));
+    let server = serve_page(&web_pod, OPEN)?;
+    until("the page comes through", || Ok(get(&pod, WEB, OPEN, LIMIT)?))?;
+    pod.netns().ping_all(&WEB.to_string(), 5, 64);
+    let seen: Vec<_> = server.served().iter().map(|served| served.client.ip()).collect();
+    ensure!(!seen.is_empty() && seen.iter().all(|ip| *ip == POOL_FIRST), "the server has seen {seen:?}");
+    trace_nat(mesh, nat.socket(), &pod)?;
+    // Without its label a client is nobody's: no match is without a source.
+    let other_pod = MeshPod::new();
+    let other = mesh.near().start_client_of(&other_pod, 1, &format!("kernel://{}/{INTERFACE}", NAT.service))?;
+    other.wait_for("no candidates found");
+    other.stop();
+    // Each client has an address of the pool, of which there is one.
+    let second = NAT.start_client(mesh, &other_pod, 1)?;
+    second.wait_for("all 1 are in use");
+    second.stop();
+    process.stop();
+    pod.wait_interfaces(0, TIMEOUT)?;
+    web_pod.wait_interfaces(0, TIMEOUT)?;
+    wait_until("no wire is left", || Ok(!mesh.near().has_wire()?))?;
+    drop((server, nat, web));
+    Ok(())
+}
+
+/// A NAT44 is traced: a connection shows both of its tuples, also in the file.
+fn trace_nat(mesh: &Mesh, socket: &Path, pod: &MeshPod) -> Result<()> {
+    let file = mesh.path("nat.pcapng");
+    let name = file.to_str().context("a directory has a plain name")?;
+    let trace = start_trace(socket, &["--write", name, "--port", "80", "--snap", "0"])?;
+    until("the trace shows both tuples", || {
+        get(pod, WEB, OPEN, LIMIT)?;
+        let said = trace.output();
+        let lines: Vec<_> = said.lines().collect();
+        let is_pair =
+            |pair: &[&str], [inward, outward]: [&str; 2]| pair[0].contains(inward) && pair[1].contains(outward);
+        let there = ["client in  TCP 192.168.100.10:", "network out TCP 80.80.80.100:"];
+        let back =
+            ["network in  TCP 80.80.80.80:80 > 80.80.80.100:", "client out TCP 80.80.80.80:80 > 192.168.100.10:"];
+        for wanted in [there, back] {
+            ensure!(lines.windows(2).any(|pair| is_pair(pair, wanted)), "no {wanted:?} in {said}");
+        }
+        ensure!(lines.iter().any(|line| line.ends_with("[passed: translated]")), "no verdict in {said}");
+        Ok(())
+    })?;
+    trace.stop();
+    let bytes = std::fs::read(&file).context("read the file of the trace")?;
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    ensure!(bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "the file begins with {:02x?}", &bytes[..4]);
+    for text in ["client", "network", "passed: translated", "GET / HTTP/1.1", PAGE] {
+        ensure!(has(text), "{text:?} is not in the file");
+    }
+    Ok(())
+}
+
+const NAT: ChainPlan = ChainPlan {
+    service: "cnf-nat-example",
+    apps: &["nat44", "webserver"],
+    client: Some("client"),
+    payload: "ETHERNET",
+};
+const NAT_SETTINGS: &str = "nat44:\n  inside: { address: 192.168.100.1/24 }\n  outside: { address: 80.80.80.100/24 }\n  \
+                            clients: 192.168.100.10-192.168.100.20\n  pool: [80.80.80.100]";
+const WEB: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 80);
+const POOL_FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(80, 80, 80, 100));
+const OPEN: u16 = 80;
