@@ -1,11 +1,14 @@
 //! Chains that the mesh composes: our functions are its endpoints, with kernel interfaces at the ends and memif between.
 //!
-//! - `intranet`, `nat44`: the two example chains; `killed`: hops that are killed; `bed`: what cases share
+//! - `intranet`, `nat44`, `composition`: the example chains; `places`: over two nodes, and without Ethernet headers;
+//!   `killed`: hops that are killed; `bed`: what cases share
 
 mod bed;
+mod composition;
 mod intranet;
 mod killed;
 mod nat44;
+mod places;
 
 use super::{GO, NsmCase, Run};
 use crate::nsm::mesh::MeshOptions;
@@ -14,9 +17,11 @@ use crate::nsm::programs::Cast;
 /// All of them, with our control plane, and with the registry and the manager in Go.
 pub(super) fn all() -> Vec<NsmCase> {
     let few = MeshOptions { clients: 2, ..MeshOptions::default() };
-    let both: [(&str, &str, MeshOptions, Run); 3] = [
+    let both: [(&str, &str, MeshOptions, Run); 5] = [
         ("chain_secure_intranet", "chain_secure_intranet_go", few, intranet::secure_intranet),
         ("chain_passthrough_is_killed", "chain_passthrough_is_killed_go", few, killed::passthrough),
+        ("chain_nse_composition", "chain_nse_composition_go", few, composition::checks),
+        ("chain_over_two_nodes", "chain_over_two_nodes_go", MeshOptions { nodes: 2, ..few }, places::two_nodes),
         ("chain_nat44", "chain_nat44_go", few, nat44::one_address),
     ];
     let go_around = Cast { registry: Some(GO), manager: GO, ..Cast::default() };
@@ -27,5 +32,6 @@ pub(super) fn all() -> Vec<NsmCase> {
         cases.push(case(name_go, go_around, options, run));
     }
     cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, intranet::hop_missing));
+    cases.push(case("chain_without_ethernet_headers", Cast::default(), few, places::ip_payload));
     cases
 }

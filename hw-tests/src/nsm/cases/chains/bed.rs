@@ -96,12 +96,6 @@ impl FirewallChain {
         Ok(())
     }
 
-    /// Kills the end.
-    pub(super) fn kill_end(&mut self) -> Result<()> {
-        self.end.take().context("there is no end")?.kill();
-        Ok(())
-    }
-
     /// Connects clients.
     pub(super) fn connect(&self, mesh: &mut Mesh, count: usize) -> Result<Vec<ChainClient>> {
         let clients = start_clients(mesh, self.example, count)?;
@@ -148,11 +142,12 @@ pub(super) fn start_clients(mesh: &mut Mesh, example: &ChainExample, count: usiz
 }
 
 impl ChainClient {
-    /// The gateway's address, as the client's routes have it.
+    /// The gateway's address, as the client's routes have it. Its interface may be another one meanwhile.
     pub(super) fn target(&self) -> Result<Ipv4Addr> {
-        let routes = self.pod.netns().ip(&format!("route show dev {INTERFACE}"));
-        let to = routes.split_whitespace().next().with_context(|| format!("the client's routes are {routes:?}"))?;
-        Ok(to.parse()?)
+        let routes = self.pod.netns().ip("route show");
+        let route = routes.lines().find(|route| route.contains(&format!(" dev {INTERFACE} ")));
+        let to = route.and_then(|route| route.split_whitespace().next());
+        Ok(to.with_context(|| format!("the client's routes are {routes:?}"))?.parse()?)
     }
 
     pub(super) fn ping_once(&self, to: Ipv4Addr) -> Result<()> {
