@@ -22,7 +22,7 @@ RELEASE := target/release
 BUILD := $(CARGO) build --workspace --lib --bins --examples --tests --locked
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
-TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev iptables libclang-dev pkgconf procps python3
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev iptables libclang-dev nftables pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils dpdk-dev gcc libc6-dev libclang-dev pkgconf

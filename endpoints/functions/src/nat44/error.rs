@@ -35,12 +35,13 @@ impl ErrorLimit {
             return;
         }
         self.sent += 1;
-        let quote = &frame[headers.ip_at..(headers.transport_at + 8).min(headers.end)];
+        let quote = &frame[headers.ip_at..headers.end.min(headers.ip_at + QUOTED_MAX)];
         let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0][..], quote].concat();
         let sum = checksum::full(&message, 0);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
         let length = (20 + message.len() as u16).to_be_bytes();
-        let start = [0x45, 0xc0, length[0], length[1], 0, 0, 0, 0, 64, ICMP, 0, 0];
+        let tos = INTERNETWORK_CONTROL | frame[headers.ip_at + 1] & TYPE_OF_SERVICE;
+        let start = [0x45, tos, length[0], length[1], 0, 0, 0, 0, 64, ICMP, 0, 0];
         let (from, to) = (interface.address.addr().octets(), (headers.source as u32).to_be_bytes());
         let mut header = [&start[..], &from, &to].concat();
         let sum = checksum::full(&header, 0);
@@ -51,3 +52,8 @@ impl ErrorLimit {
 }
 
 const ERRORS_PER_SECOND: u32 = 100;
+/// As much as makes a message of 576 bytes (RFC 1812, section 4.3.2.3).
+const QUOTED_MAX: usize = 576 - 20 - 8;
+/// The precedence of an error (RFC 1812, section 4.3.2.5). The rest is that of the packet that it is about.
+const INTERNETWORK_CONTROL: u8 = 0xc0;
+const TYPE_OF_SERVICE: u8 = 0x1e;

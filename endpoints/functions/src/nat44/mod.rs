@@ -116,15 +116,18 @@ impl Nat44 {
             return Err(NatReason::Malformed);
         }
         let (own, destination) = (u32::from(self.interface(side).address.addr()), headers.destination as u32);
+        if ![headers.source as u32, destination].into_iter().all(|address| self.settings.is_unicast(address)) {
+            return Err(NatReason::NoRoute);
+        }
         if side == Side::Client && destination == own {
             return Err(self.answer(side, frame, out));
         }
         if headers.is_icmp() && self.is_answered(side, destination, frame, out) {
             return Err(NatReason::Answered);
         }
-        if headers.hop_limit <= 1 {
-            self.refuse(side, 11, 0, frame, &headers, now_ms, out);
-            return Err(NatReason::Expired);
+        if side == Side::Client {
+            // Before it opens a session.
+            self.check_ttl(side, frame, &headers, now_ms, out)?;
         }
         let rewrite = match headers.fragment {
             Fragment::Later { id, .. } => {
@@ -224,6 +227,22 @@ impl Nat44 {
         Ok(Rewrite { which, end: (end.0, u16::from_be_bytes(own)) })
     }
 
+    /// Its sender is told if a packet goes no further because it is too old.
+    fn check_ttl(
+        &mut self,
+        side: Side,
+        frame: &[u8],
+        headers: &Headers,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Result<(), NatReason> {
+        if headers.hop_limit > 1 {
+            return Ok(());
+        }
+        self.refuse(side, 11, 0, frame, headers, now_ms, out);
+        Err(NatReason::Expired)
+    }
+
     /// Rewrites a packet and sends it on.
     fn forward(
         &mut self,
@@ -234,10 +253,9 @@ impl Nat44 {
         now_ms: u64,
         out: &mut Vec<Extra>,
     ) -> Result<Disposition, NatReason> {
+        self.check_ttl(side, frame, headers, now_ms, out)?;
         rewrite::packet(frame, headers, which, end);
-        if !rewrite::hop(frame, headers.ip_at) {
-            return Err(NatReason::Expired);
-        }
+        rewrite::hop(frame, headers.ip_at);
         self.counters.translated[side.index()].add(1);
         let to = side.other();
         let hop = match to {

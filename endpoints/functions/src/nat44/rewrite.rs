@@ -48,18 +48,22 @@ pub fn packet(frame: &mut [u8], headers: &Headers, which: Which, (address, port)
 }
 
 /// Replaces an end of the packet that an ICMP error quotes, whose checksum covers all of that. `false`, and nothing done: the quoted IP
-/// header is not as it was sent.
+/// header is not as it was sent. The checksum behind it is mended where it is quoted, and never judged (RFC 5508, requirements 3 and 4).
 pub fn quoted(frame: &mut [u8], headers: &Headers, quoted: &Quoted, which: Which, (address, port): (u32, u16)) -> bool {
     if !checksum::is_right(&frame[quoted.ip_at..quoted.transport_at], 0) {
         return false;
     }
-    let before = frame[quoted.ip_at..quoted.transport_at + 8].to_vec();
+    let has_tcp_checksum = quoted.protocol == TCP && quoted.transport_at + TCP_HEADER <= headers.end;
+    let changed = quoted.ip_at..quoted.transport_at + if has_tcp_checksum { TCP_HEADER } else { 8 };
+    let before = frame[changed.clone()].to_vec();
     let change = ip(frame, quoted.ip_at, which, address);
     let at = quoted.transport_at;
     match quoted.protocol {
         TCP => {
-            // Its checksum is not quoted, or nobody looks at it.
-            replace(frame, at + which.port_at(), port, change);
+            let change = replace(frame, at + which.port_at(), port, change);
+            if has_tcp_checksum {
+                mend(frame, at + 16, |old| change.apply(old));
+            }
         }
         UDP => {
             let change = replace(frame, at + which.port_at(), port, change);
@@ -71,21 +75,18 @@ pub fn quoted(frame: &mut [u8], headers: &Headers, quoted: &Quoted, which: Which
         }
         _ => {}
     }
-    let change = Change::default().bytes(&before, &frame[quoted.ip_at..quoted.transport_at + 8]);
+    let change = Change::default().bytes(&before, &frame[changed]);
     mend(frame, headers.transport_at + 2, |old| change.apply(old));
     true
 }
 
-/// One hop more. `false`: that was the last.
-pub fn hop(frame: &mut [u8], ip_at: usize) -> bool {
+/// One hop more, which is not the last one.
+pub fn hop(frame: &mut [u8], ip_at: usize) {
     let (ttl, protocol) = (frame[ip_at + 8], frame[ip_at + 9]);
-    if ttl <= 1 {
-        return false;
-    }
-    frame[ip_at + 8] = ttl - 1;
-    let change = Change::default().word(u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes([ttl - 1, protocol]));
+    let left = ttl.saturating_sub(1);
+    frame[ip_at + 8] = left;
+    let change = Change::default().word(u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes([left, protocol]));
     mend(frame, ip_at + 10, |old| change.apply(old));
-    true
 }
 
 /// An address in an IP header. What that changes in checksums that cover it.
@@ -108,3 +109,6 @@ fn mend(frame: &mut [u8], at: usize, new: impl FnOnce(u16) -> u16) {
     let checksum = new(u16::from_be_bytes([frame[at], frame[at + 1]]));
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }
+
+/// Without options.
+const TCP_HEADER: usize = 20;

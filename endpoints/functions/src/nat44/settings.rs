@@ -156,6 +156,14 @@ impl NatSettings {
             || self.forwards.iter().any(|forward| forward.outside.0 == address)
     }
 
+    /// Whether an address is one host's, so that what is for it or from it goes on and errors are told (RFC 1812, sections 4.3.2.7 and 5.3.7).
+    pub fn is_unicast(&self, address: u32) -> bool {
+        let is_broadcast = |network: &Ipv4Net| network.prefix_len() < 31 && u32::from(network.broadcast()) == address;
+        let host = Ipv4Addr::from(address);
+        let is_nobodys = host.octets()[0] == 0 || host.is_loopback() || host.is_multicast() || host.is_broadcast();
+        !is_nobodys && ![self.inside.address, self.outside.address].iter().any(is_broadcast)
+    }
+
     /// Addresses in the pool.
     pub fn pool_len(&self) -> u64 {
         self.pool.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()

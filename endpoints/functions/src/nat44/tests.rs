@@ -271,8 +271,9 @@ fn an_icmp_error_finds_the_client_and_shows_it_its_own_packet() {
         let inner = &told[ETHERNET + 28..];
         assert!(checksum::is_right(&inner[..20], 0));
         let as_sent = &sent[ETHERNET..];
-        // As it was sent, but for the TTL and its checksum; of TCP, the checksum that only a whole quote has is not mended.
-        assert_eq!((&inner[12..20], &inner[20..24]), (&as_sent[12..20], &as_sent[20..24]));
+        // As it was sent, but for the TTL and the checksum of its header. That of TCP is where only a whole header has it.
+        assert_eq!(inner[12..24], as_sent[12..24]);
+        assert_eq!(inner.get(36..38), as_sent.get(36..38).filter(|_| quoted_len > 16 && inner.len() > 36));
         // A quote that was spoilt on the way says nothing.
         let mut spoilt = error(11, 0, router, POOL, &outside, quoted_len);
         spoilt[ETHERNET + 28 + 10] ^= 1;
@@ -346,10 +347,21 @@ fn what_is_too_old_or_leads_nowhere_is_told_to_its_sender() {
         let (to, error) = bed.send(Client, &frame).unwrap();
         assert_eq!((to, &error[ETHERNET + 20..ETHERNET + 22], ends(&error).0.0), (Client, &told[..], INSIDE));
     }
+    let long = with_ttl(1, udp(HERE, (SERVER, 53), &[0; 900]));
+    let (_, error) = bed.send(Client, &long).unwrap();
+    assert_eq!((error.len(), &error[ETHERNET + 28..]), (ETHERNET + 576, &long[ETHERNET..ETHERNET + 548]));
+    assert_eq!(bed.dropped(Network, &with_ttl(1, udp((SERVER, 53), (POOL, 9), b""))), NatReason::NoSession);
     let gateway = Some(SERVER.into());
     let mut bed = Bed::new(NatSettings { gateway, ..settings() });
     let there = bed.forwarded(Client, &udp(HERE, (0x0808_0808, 53), b""));
     assert_eq!(&there[..6], &mac_of(SERVER)[..], "by way of the gateway");
+    // What is for nobody in particular goes no further, and nobody is told.
+    for to in [0xe000_0001, u32::MAX, 0x7f00_0001, 1, 0x5050_50ff, 0xc0a8_64ff] {
+        for frame in [udp(HERE, (to, 53), b""), with_ttl(1, udp(HERE, (to, 53), b""))] {
+            assert_eq!(bed.send(Client, &frame), None, "{to:x}");
+        }
+    }
+    assert_eq!(bed.dropped(Client, &udp((0xc0a8_64ff, 9), WEB, b"")), NatReason::NoRoute, "nor is it from anybody");
 }
 
 #[test]
