@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::call::Call;
 use crate::network::Network;
 use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Environment, Version};
+use crate::store::AttachmentLock;
 use crate::{pod, sriov, userspace};
 
 /// What a call is answered with: what goes to standard output, and whether it was done.
@@ -47,6 +48,9 @@ fn answer(
 
 fn carry_out(call: &Call<'_>) -> Result<Option<Value>, CniError> {
     let verbs = verbs(call.network)?;
+    let changed = call.environment.attachment.as_ref();
+    let changed = changed.filter(|_| matches!(call.environment.command, Command::Add | Command::Del));
+    let _turn = changed.map(|attachment| AttachmentLock::wait(&call.network.places.state, attachment)).transpose()?;
     match (call.environment.command, &call.environment.attachment) {
         (Command::Add, Some(attachment)) => Ok(Some((verbs.add)(call, attachment)?.document(call.network.version))),
         (Command::Del, Some(attachment)) => (verbs.del)(call, attachment).map(|()| None),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -57,6 +57,11 @@ impl<T> Record<T> {
         self.container == attachment.container && self.interface == attachment.interface
     }
 
+    /// Whether its container is surely gone: with the start of the machine that it was written in, or with its namespace.
+    pub fn is_over(&self, boot: &str) -> bool {
+        self.boot != boot || !self.netns.exists()
+    }
+
     /// Whether it is garbage of a network of the runtime.
     pub fn is_stale(&self, network: &Network) -> bool {
         let is =
@@ -74,14 +79,45 @@ impl<T> Record<T> {
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "the lock ends with it")] Flock<File>);
 
+/// No other command about the same attachment is at work: a DEL waits for an ADD that its runtime has given up, and undoes it.
+#[derive(Debug)]
+pub struct AttachmentLock {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl AttachmentLock {
+    /// Waits until it is this command's turn.
+    pub fn wait(state: &Path, attachment: &Attachment) -> Result<Self, CniError> {
+        let folder = state.join(LOCKS);
+        let path = folder.join(format!("{}:{}", attachment.container, attachment.interface));
+        let failed = |error: io::Error| CniError::failed(&format!("lock {}", path.display()), error);
+        make(&folder)?;
+        loop {
+            let file = open_lock(&path).map_err(failed)?;
+            let inode = file.metadata().map_err(failed)?.ino();
+            let lock = lock_file(file).map_err(failed)?;
+            // Whoever had it has removed the file, and somebody else may have another one of its name.
+            if fs::metadata(&path).is_ok_and(|now| now.ino() == inode) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for AttachmentLock {
+    /// Containers come and go, so their files do.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 impl Store {
     /// That of a kind, below the folder of all state.
     pub fn open(state: &Path, kind: &str) -> Result<Self, CniError> {
         let folder = state.join(kind);
-        for folder in [&folder, &state.join(LOCKS)] {
-            fs::create_dir_all(folder)
-                .map_err(|error| CniError::failed(&format!("make {}", folder.display()), error))?;
-        }
+        make(&folder)?;
+        make(&state.join(LOCKS))?;
         Ok(Self { folder })
     }
 
@@ -89,9 +125,7 @@ impl Store {
     pub fn lock(&self, name: &str) -> Result<Lock, CniError> {
         let path = self.folder.with_file_name(LOCKS).join(name);
         let failed = |error: io::Error| CniError::failed(&format!("lock {}", path.display()), error);
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
-        Flock::lock(file, FlockArg::LockExclusive).map(Lock).map_err(|(_, errno)| failed(errno.into()))
+        open_lock(&path).and_then(lock_file).map_err(failed)
     }
 
     /// The record of an attachment; none: nothing was done for it, or all of it was undone.
@@ -141,6 +175,18 @@ impl Store {
     fn path(&self, container: &str, interface: &str) -> PathBuf {
         self.folder.join(format!("{container}:{interface}.{ENDING}"))
     }
+}
+
+fn make(folder: &Path) -> Result<(), CniError> {
+    fs::create_dir_all(folder).map_err(|error| CniError::failed(&format!("make {}", folder.display()), error))
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+fn lock_file(file: File) -> io::Result<Lock> {
+    Flock::lock(file, FlockArg::LockExclusive).map(Lock).map_err(|(_, errno)| errno.into())
 }
 
 /// A record that cannot be read is not one that is not there: what it says was done.

@@ -329,6 +329,26 @@ fn a_pod_ends_while_the_forwarder_is_away_and_its_end_is_free_for_the_next_one()
 }
 
 #[test]
+fn a_seat_of_a_pod_that_is_gone_is_the_next_one_s() {
+    let node = Node::start();
+    let config = node.config(&json!({ "iftype": "memif" }), &json!({}));
+    // It ended, and nobody said so.
+    node.must("ADD", "one", &config);
+    fs::remove_file(node.at("one")).unwrap();
+    node.must("ADD", "two", &config);
+    assert_eq!(node.labels(), ["two/net1"]);
+    // The machine has started again since, and somebody else's namespace has the name of its own.
+    let path = node.at("cni/socket/two:net1.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record["boot"] = json!("another");
+    fs::write(&path, record.to_string()).unwrap();
+    node.must("ADD", "three", &config);
+    assert_eq!(node.labels(), ["three/net1"]);
+    node.must("DEL", "three", &config);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
 fn gc_after_a_lost_state_parts_nobody_who_is_valid() {
     let node = Node::start();
     let config = node.config(&json!({ "iftype": "memif" }), &json!({}));

@@ -2,8 +2,13 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sriov_manager_client::v1;
@@ -68,7 +73,7 @@ fn a_vf_on_vfio_gets_its_attributes_and_no_interface() {
     assert_eq!(result["interfaces"][0], json!({ "name": "net1", "pciID": site.address(0) }));
     let asked = site.asked_of(0);
     assert_eq!((asked.vlan, asked.mac.as_deref()), (Some(vlan(7)), Some("02:00:00:00:00:09")));
-    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&info).unwrap()).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(&info).unwrap()).unwrap();
     assert_eq!(written["pci"]["pci-address"], json!(site.address(0)));
     assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done);
     assert!(site.asked_of(0).vlan.is_none() && !info.exists());
@@ -84,6 +89,53 @@ fn a_vf_that_nobody_has_lent_is_lent_for_as_long_as_the_attachment() {
     assert_eq!(site.vf(0).lease.unwrap().id, "cni/c1/net1");
     assert!(site.ask(&pod.asked("DEL", "c1", &config)).is_done);
     assert!(site.vf(0).lease.is_none());
+}
+
+#[test]
+fn a_del_beside_an_add_that_was_given_up_waits_for_it_and_undoes_it() {
+    let Some(site) = Site::start("a_del_beside_an_add", 1) else { return };
+    let config = site.config(0, json!({ "vlan": 100, "ipam": site.with_ipam() }));
+    let lock = site.at("cni/locks/c1:net1");
+    let steps = AtomicUsize::new(usize::MAX);
+    for at in 0.. {
+        if at >= steps.load(Ordering::Relaxed) {
+            break;
+        }
+        let pod = Pod::new();
+        let (add, del) = (pod.asked("ADD", "c1", &config), pod.asked("DEL", "c1", &config));
+        thread::scope(|scope| {
+            let (count, deleting) = (AtomicUsize::new(0), Mutex::new(None));
+            let observer = |_: &str| {
+                if count.fetch_add(1, Ordering::Relaxed) == at {
+                    let running = scope.spawn(|| site.ask(&del));
+                    eventually(|| running.is_finished() || is_waited_for(&lock));
+                    *deleting.lock().unwrap() = Some(running);
+                }
+            };
+            site.ask_observed(&add, &observer);
+            let deleted = deleting.into_inner().unwrap().unwrap().join().unwrap();
+            assert!(deleted.is_done, "{at}: {deleted:?}");
+            steps.store(count.into_inner(), Ordering::Relaxed);
+        });
+        assert!(has(&site.host, &site.netdev(0)) && !has(&pod.netns, "net1"), "{at}");
+        assert_eq!(site.leftovers(), [""; 0], "{at}");
+    }
+    assert!(steps.into_inner() > 3 && !lock.exists());
+}
+
+/// Whether somebody waits for a lock of this file (`proc_locks(5)`).
+fn is_waited_for(lock: &Path) -> bool {
+    let Ok(file) = fs::metadata(lock) else { return false };
+    let (inode, locks) = (format!(":{} ", file.ino()), fs::read_to_string("/proc/locks").unwrap_or_default());
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+fn eventually(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it does not become so");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -242,7 +294,7 @@ fn a_del_after_a_reboot_gives_the_lease_back_and_leaves_the_interface() {
     let pod = Pod::new();
     let config = site.config(0, json!({ "vlan": 100 }));
     assert!(site.ask(&pod.asked("ADD", "c1", &config)).is_done);
-    std::fs::write(site.node.sysfs().path("proc/sys/kernel/random/boot_id"), "another\n").unwrap();
+    fs::write(site.node.sysfs().path("proc/sys/kernel/random/boot_id"), "another\n").unwrap();
     ip(&pod.netns, "link del net1");
     let late = Asked { netns: None, ..pod.asked("DEL", "c1", &config) };
     assert!(site.ask(&late).is_done);
@@ -273,7 +325,7 @@ fn gc_after_a_lost_state_gives_back_what_was_borrowed_for_this_network_alone() {
     }
     // With its namespace the interface of the first comes home.
     ip(&pods[0].netns, "link del net1");
-    std::fs::remove_dir_all(site.at("cni")).unwrap();
+    fs::remove_dir_all(site.at("cni")).unwrap();
     let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": "c1", "ifname": "net1" }] });
     let answer = site.ask(&pods[0].asked("GC", "", &site.config(0, valid)));
     assert!(answer.is_done, "{answer:?}");

@@ -7,7 +7,7 @@ use crate::forwarder::Forwarder;
 use crate::interface::{Namespace, lost_address};
 use crate::ipam::Ipam;
 use crate::protocol::{Attachment, CniError, Code, Command};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Detaches a container. While the forwarder is away the pod ends all the same: the wire stays recorded, and goes with the next command
 /// about an endpoint.
@@ -65,12 +65,13 @@ fn check_endpoint(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniErr
     missing.map_or(Ok(()), |address| Err(lost(format!("its interface {name} has lost {address}"))))
 }
 
-/// What pods before had of this endpoint, and what was left of others whose namespaces are gone.
+/// What pods before had of this endpoint, and what was left of others that are gone.
 pub(super) fn settle_owed(call: &Call<'_>, store: &Store, id: &str) -> Result<(), CniError> {
+    let boot = store::boot(&call.network.places.root);
     for record in store.all::<EndpointRecord>()? {
         if record.what.id == id {
             forget(call, store, &record)?;
-        } else if !record.netns.exists()
+        } else if record.is_over(&boot)
             && let Err(error) = undo(call, store, &record)
         {
             // It is not this pod's trouble.

@@ -8,7 +8,7 @@ use crate::device_info::DeviceInfo;
 use crate::forwarder::Forwarder;
 use crate::ipam::Ipam;
 use crate::protocol::{Attachment, CniError, Code, Command};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Detaches a container. While the forwarder is away its files go, and its seat is free for the next one that comes when the forwarder
 /// is back.
@@ -72,10 +72,11 @@ pub fn status(call: &Call<'_>) -> Result<(), CniError> {
     Ipam::of(call.environment, call.network).map_or(Ok(()), |ipam| ipam.order(Command::Status))
 }
 
-/// What was left while the forwarder was away: the namespaces of those pods are gone.
+/// What was left while the forwarder was away, or is of pods that ended without a DEL: nobody else gets their seats before.
 pub(super) fn settle_owed(call: &Call<'_>, store: &Store) -> Result<(), CniError> {
+    let boot = store::boot(&call.network.places.root);
     let owed = store.all::<SeatRecord>()?.into_iter().filter(|record| record.network == call.network.name);
-    for record in owed.filter(|record| !has_link(record) && !record.netns.exists()) {
+    for record in owed.filter(|record| record.is_over(&boot)) {
         forget(call, store, &record)?;
     }
     Ok(())
