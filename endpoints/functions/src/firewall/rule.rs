@@ -97,24 +97,6 @@ impl Match {
         };
         nets.chain(self.family).chain(by_protocol).all(|wanted| wanted == family)
     }
-
-    /// Whether this packet matches, but for its TCP flags.
-    pub fn fits(&self, tuple: &Tuple) -> bool {
-        let within =
-            |net: &Option<IpNet>, address: u128| net.as_ref().is_none_or(|net| range_of(net).contains(&address));
-        self.is_for(tuple.family)
-            && within(&self.source, tuple.source)
-            && within(&self.destination, tuple.destination)
-            && self.protocol.is_none_or(|protocol| protocol == tuple.protocol)
-            && self.source_ports.contains(&tuple.ports[0])
-            && self.destination_ports.contains(&tuple.ports[1])
-    }
-
-    /// Whether its TCP flags are those that the rule means.
-    #[inline]
-    pub fn fits_flags(&self, flags: u8) -> bool {
-        flags & self.tcp_mask == self.tcp_value
-    }
 }
 
 /// The addresses of a network, as [`Headers`] has them.

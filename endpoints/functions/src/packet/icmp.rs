@@ -1,6 +1,9 @@
 //! ICMP: queries with their answers, and errors with the packet that they quote.
 
-use super::{Family, Headers, ICMP, ICMP_V6, TCP, UDP, array_at, icmp_of, u8_at};
+use super::{
+    EXTENSION_HEADERS_MAX, FRAGMENT, Family, Headers, ICMP, ICMP_V6, TCP, UDP, array_at, extension_len, icmp_of, u8_at,
+    u16_at,
+};
 
 /// The type of the request that an ICMP type answers, or is; none: it is no query.
 #[inline]
@@ -70,7 +73,8 @@ pub fn quoted(frame: &[u8], headers: &Headers) -> Option<Quoted> {
                 return None;
             }
             let address = |at| array_at(ip, at).ok().map(|bytes| u128::from_be_bytes(*bytes));
-            (address(8)?, address(24)?, u8_at(ip, 6).ok()?, ip_at + 40)
+            let (protocol, transport_at) = behind_extensions(packet, ip[6], ip_at + 40)?;
+            (address(8)?, address(24)?, protocol, transport_at)
         }
     };
     let start: &[u8; 8] = array_at(packet, transport_at).ok()?;
@@ -81,4 +85,17 @@ pub fn quoted(frame: &[u8], headers: &Headers) -> Option<Quoted> {
         _ => ([0; 2], 0),
     };
     Some(Quoted { source, destination, protocol, ports, identifier, ip_at, transport_at })
+}
+
+/// The transport protocol behind the extension headers of a quoted packet, and where its header begins; none: it is not quoted, or the packet is a
+/// later fragment, which has none.
+fn behind_extensions(packet: &[u8], mut protocol: u8, mut at: usize) -> Option<(u8, usize)> {
+    for _ in 0..=EXTENSION_HEADERS_MAX {
+        let Some(length) = extension_len(packet, protocol, at).ok()? else { return Some((protocol, at)) };
+        if protocol == FRAGMENT && u16_at(packet, at + 2).ok()? & 0xfff8 != 0 {
+            return None;
+        }
+        (protocol, at) = (u8_at(packet, at).ok()?, at + length);
+    }
+    None
 }

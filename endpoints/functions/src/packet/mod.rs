@@ -206,29 +206,20 @@ fn parse_v6(frame: &[u8], ip_at: usize) -> Result<Headers, Malformed> {
     };
     let packet = &frame[..end];
     let mut fragment_at = None;
-    for _ in 0..EXTENSION_HEADERS_MAX {
+    let mut extensions = 0..EXTENSION_HEADERS_MAX;
+    while let Some(length) = extension_len(packet, headers.protocol, headers.transport_at)? {
+        extensions.next().ok_or(Malformed::TooManyHeaders)?;
         let at = headers.transport_at;
-        let length = match headers.protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8 + 8 * usize::from(u8_at(packet, at + 1)?),
-            // In words of 4 bytes, less 2 (RFC 4302, section 2.2).
-            AUTHENTICATION => 8 + 4 * usize::from(u8_at(packet, at + 1)?),
-            FRAGMENT => {
-                let fields: &[u8; 8] = array_at(packet, at)?;
-                let offset = u16::from_be_bytes([fields[2], fields[3]]);
-                if headers.fragment != Fragment::Whole {
-                    return Err(Malformed::BadHeader);
-                }
-                let id = u32::from_be_bytes([fields[4], fields[5], fields[6], fields[7]]);
-                headers.fragment = fragment_of(id, offset & 0xfff8, offset & 1 != 0);
-                fragment_at = Some(at + 8);
-                8
+        if headers.protocol == FRAGMENT {
+            let fields: &[u8; 8] = array_at(packet, at)?;
+            let offset = u16::from_be_bytes([fields[2], fields[3]]);
+            if headers.fragment != Fragment::Whole {
+                return Err(Malformed::BadHeader);
             }
-            _ => {
-                // Later parts must not reach what is looked through here.
-                let hidden = fragment_at.is_some_and(|from| at > from && at - from > FRAGMENTED_HEADERS_MAX);
-                return if hidden { Err(Malformed::TinyFragment) } else { with_transport(frame, headers) };
-            }
-        };
+            let id = u32::from_be_bytes([fields[4], fields[5], fields[6], fields[7]]);
+            headers.fragment = fragment_of(id, offset & 0xfff8, offset & 1 != 0);
+            fragment_at = Some(at + length);
+        }
         headers.protocol = u8_at(packet, at)?;
         headers.transport_at = at + length;
         if headers.transport_at > end {
@@ -239,7 +230,21 @@ fn parse_v6(frame: &[u8], ip_at: usize) -> Result<Headers, Malformed> {
             return with_transport(frame, headers);
         }
     }
-    Err(Malformed::TooManyHeaders)
+    // Later parts must not reach what is looked through here.
+    let at = headers.transport_at;
+    let hidden = fragment_at.is_some_and(|from| at > from && at - from > FRAGMENTED_HEADERS_MAX);
+    if hidden { Err(Malformed::TinyFragment) } else { with_transport(frame, headers) }
+}
+
+/// The length of an extension header that is looked through; none: it is another header.
+fn extension_len(packet: &[u8], protocol: u8, at: usize) -> Result<Option<usize>, Malformed> {
+    Ok(Some(match protocol {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8 + 8 * usize::from(u8_at(packet, at + 1)?),
+        // In words of 4 bytes, less 2 (RFC 4302, section 2.2).
+        AUTHENTICATION => 8 + 4 * usize::from(u8_at(packet, at + 1)?),
+        FRAGMENT => 8,
+        _ => return Ok(None),
+    }))
 }
 
 fn fragment_of(id: u32, offset: u16, more: bool) -> Fragment {

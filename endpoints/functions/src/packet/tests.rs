@@ -72,8 +72,9 @@ fn extension_headers_are_looked_through_and_are_not_endless() {
     let packet = v6(HOP_BY_HOP, &[&options(DESTINATION_OPTIONS)[..], &options(UDP), &udp(5, 53)].concat());
     let Ok(Packet::Ip(headers)) = parse(Link::Ip, &packet) else { panic!("it is whole") };
     assert_eq!((headers.protocol, headers.ports, headers.transport_at), (UDP, [5, 53], 56));
-    let endless = v6(HOP_BY_HOP, &options(HOP_BY_HOP).repeat(40));
-    assert_eq!(parse(Link::Ip, &endless), Err(Malformed::TooManyHeaders));
+    let many = |count: usize| [options(ROUTING).repeat(count - 1), options(UDP).to_vec(), udp(5, 53)].concat();
+    assert!(matches!(parse(Link::Ip, &v6(ROUTING, &many(8))), Ok(Packet::Ip(Headers { ports: [5, 53], .. }))));
+    assert_eq!(parse(Link::Ip, &v6(ROUTING, &many(9))), Err(Malformed::TooManyHeaders));
     let fragment = |offset: u16| [&[UDP, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 3], &udp(5, 53)].concat();
     let Ok(Packet::Ip(later)) = parse(Link::Ip, &v6(FRAGMENT, &fragment(64))) else { panic!("it is whole") };
     assert_eq!((later.fragment, later.protocol, later.ports), (Fragment::Later { id: 3, offset: 64 }, UDP, [0; 2]));
@@ -109,6 +110,13 @@ fn an_icmp_error_shows_whose_packet_it_quotes() {
         None,
         "an echo request quotes nothing"
     );
+    // Behind extension headers, and the first part of a packet; another part says nothing.
+    let in_parts =
+        |offset: u8| [&[FRAGMENT, 0, 0, 0, 0, 0, 0, 0, TCP, 0, 0, offset, 0, 0, 0, 1][..], &tcp(1234, 80, 0)].concat();
+    let error = |quote: &[u8]| v6(ICMP_V6, &[&[1, 4, 0, 0, 0, 0, 0, 0][..], quote].concat());
+    let seen = |offset| seen(&error(&v6(DESTINATION_OPTIONS, &in_parts(offset))));
+    assert_eq!(seen(1).map(|quote| (quote.protocol, quote.ports)), Some((TCP, [1234, 80])));
+    assert_eq!(seen(8), None);
 }
 
 proptest! {
