@@ -1,41 +1,40 @@
-//! Functions between two real memif peers, all in this process. Needs no privilege.
+//! Functions between two real peers, all in this process: memif, or vhost-user by a wire of an engine. Needs no privilege.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ferrule_daemon::settings::FileSettings as _;
 use ferrule_dataplane::capture::{Capture, Remark};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_dataplane::spec::{self, MemifSpec, Role, VhostUserSpec, WireSpec};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::end::EndSpec;
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_functions::Side;
 use ferrule_functions::any::AnyFunction;
-use ferrule_functions::config::FunctionSettings;
+use ferrule_functions::config::{Config, FunctionSettings};
 use ferrule_functions::firewall::file::read_text;
 use ferrule_functions::hop::{Hop, HopEvent};
 use ferrule_functions::packet::Link;
+use ferrule_functions::port::PortSpec;
 
 #[test]
 fn a_passthrough_changes_no_byte_and_no_order() {
-    let mut testbed = Testbed::start("pass", &FunctionSettings::Passthrough);
-    for side in Side::BOTH {
-        let frames: Vec<Vec<u8>> = [64, 65, 1500, 2048, 2049, 9000]
-            .into_iter()
-            .zip([0x0800_u16, 0x86dd, 0x0806, 0x8847, 0x88cc, 0x1234])
-            .map(|(length, ethertype)| {
-                let bytes = (0..=250).cycle().take(length - 14);
-                [&[2; 12][..], &ethertype.to_be_bytes()].concat().into_iter().chain(bytes).collect()
-            })
-            .collect();
-        for frame in &frames {
-            testbed.send(side, frame);
-        }
-        for frame in &frames {
-            assert_eq!(&testbed.receive(side.other()), frame);
-        }
+    Testbed::start("pass", &FunctionSettings::Passthrough).carry();
+}
+
+#[test]
+fn either_end_of_a_hop_may_be_vhost_user_and_both() {
+    for (name, kinds) in [
+        ("vhost-client", [EndKind::VhostUser(Role::Client), EndKind::Memif]),
+        ("vhost-network", [EndKind::Memif, EndKind::VhostUser(Role::Server)]),
+        ("vhost-both", [EndKind::VhostUser(Role::Server), EndKind::VhostUser(Role::Client)]),
+    ] {
+        Testbed::with_ends(name, &FunctionSettings::Passthrough, 1, kinds).carry();
     }
 }
 
@@ -181,13 +180,23 @@ fn what_finds_nobody_is_dropped_and_counted() {
     wait_for(|| lost() == 1, "it is lost");
 }
 
-/// A hop whose peers are here.
+/// A hop whose peers are here: at a memif end that end's own, and at one of vhost-user the other end of a wire.
 struct Testbed {
     hop: Hop<AnyFunction>,
     peers: [Option<Endpoint>; 2],
     specs: [MemifSpec; 2],
     events: Arc<Mutex<Vec<(Side, HopEvent)>>>,
     notifier: Notifier,
+    /// It has the wires.
+    _engine: Option<Engine>,
+}
+
+/// What an end of the hop is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EndKind {
+    Memif,
+    /// It listens, or it connects.
+    VhostUser(Role),
 }
 
 impl Testbed {
@@ -196,20 +205,62 @@ impl Testbed {
     }
 
     fn with_queues(name: &str, settings: &FunctionSettings, queues: u16) -> Self {
-        let specs = Side::BOTH.map(|side| {
-            let socket = format!("@ferrule-hop-{}-{name}-{}", std::process::id(), side.word());
-            MemifSpec { queues, ..MemifSpec::new(socket.parse().unwrap(), Role::Server) }
+        Self::with_ends(name, settings, queues, [EndKind::Memif; 2])
+    }
+
+    fn with_ends(name: &str, settings: &FunctionSettings, queues: u16, kinds: [EndKind; 2]) -> Self {
+        let mut engine = None;
+        let pairs = Side::BOTH.map(|side| {
+            let name = format!("ferrule-hop-{}-{name}-{}", std::process::id(), side.word());
+            let memif = MemifSpec { queues, ..MemifSpec::new(format!("@{name}").parse().unwrap(), Role::Server) };
+            match kinds[side.index()] {
+                EndKind::Memif => {
+                    let end = EndSpec::Memif(MemifSpec { role: Role::Client, ..memif.clone() });
+                    (memif, PortSpec::Peer(end))
+                }
+                EndKind::VhostUser(role) => {
+                    let socket = format!("@{name}-vhost");
+                    let other = if role == Role::Server { Role::Client } else { Role::Server };
+                    let backend = VhostUserSpec::new(socket.parse().unwrap(), other);
+                    let ends = [spec::EndSpec::VhostUser(backend), spec::EndSpec::Memif(memif.clone())];
+                    let engine = engine.get_or_insert_with(|| Engine::start(&Settings::new(vec![0])).unwrap());
+                    engine.add(WireSpec::new(name, ends)).unwrap();
+                    (MemifSpec { role: Role::Client, ..memif }, vhost_user(&socket, role))
+                }
+            }
         });
-        let ours = specs.clone().map(|spec| EndSpec::Memif(MemifSpec { role: Role::Client, ..spec }));
+        let [(client, client_end), (network, network_end)] = pairs;
         let events = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&events);
         let say = move |side, event| told.lock().unwrap().push((side, event));
-        let hop = Hop::start(AnyFunction::new(Link::Ethernet, settings), ours, say).unwrap();
-        let mut testbed = Self { hop, peers: [None, None], specs, events, notifier: Notifier::new().unwrap() };
+        let hop = Hop::start(AnyFunction::new(Link::Ethernet, settings), [client_end, network_end], say).unwrap();
+        let notifier = Notifier::new().unwrap();
+        let specs = [client, network];
+        let mut testbed = Self { hop, peers: [None, None], specs, events, notifier, _engine: engine };
         for side in Side::BOTH {
             testbed.join(side);
         }
         testbed
+    }
+
+    /// Frames of many lengths and types cross both ways.
+    fn carry(&mut self) {
+        for side in Side::BOTH {
+            let frames: Vec<Vec<u8>> = [64, 65, 1500, 2048, 2049, 9000]
+                .into_iter()
+                .zip([0x0800_u16, 0x86dd, 0x0806, 0x8847, 0x88cc, 0x1234])
+                .map(|(length, ethertype)| {
+                    let bytes = (0..=250).cycle().take(length - 14);
+                    [&[2; 12][..], &ethertype.to_be_bytes()].concat().into_iter().chain(bytes).collect()
+                })
+                .collect();
+            for frame in &frames {
+                self.send(side, frame);
+            }
+            for frame in &frames {
+                assert_eq!(&self.receive(side.other()), frame);
+            }
+        }
     }
 
     fn join(&mut self, side: Side) {
@@ -268,6 +319,17 @@ impl Testbed {
             peer.sleep(deadline - Instant::now());
         }
     }
+}
+
+/// An end as the settings of a hop say it.
+fn vhost_user(socket: &str, role: Role) -> PortSpec {
+    let role = if role == Role::Server { "server" } else { "client" };
+    let text = format!(
+        "name: hop\nclient: {{ vhost-user: {{ socket: \"{socket}\", role: {role} }} }}\n\
+         network: {{ memif: {{ socket: \"@none\", role: client }} }}\npassthrough: {{}}\n"
+    );
+    let config = Config::from_bytes(Path::new("hop.yaml"), text.as_bytes()).unwrap();
+    config.ends.unwrap()[0].spec()
 }
 
 fn wait_for(is_so: impl Fn() -> bool, what: &str) {

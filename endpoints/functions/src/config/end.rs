@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ferrule_daemon::settings::{Field, Table};
+use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::spec::{KernelSpec, MemifSpec, Mode, NetNs, QUEUES_MAX, Role, Route, SocketAddress};
 use ferrule_endpoints::end::EndSpec;
 use ferrule_endpoints::vhost_user::FrontendSpec;
@@ -85,7 +86,10 @@ fn read_memif(field: &Field<'_>) -> Option<MemifSpec> {
 fn read_vhost_user(field: &Field<'_>) -> Option<FrontendSpec> {
     let table = field.table(&["socket", "role", "queues"])?;
     let (socket, role) = read_socket(&table)?;
-    let mut frontend = FrontendSpec { listens: role == Role::Server, ..FrontendSpec::new(socket) };
+    let plain = FrontendSpec::new(socket);
+    // A frame may be longer than a buffer.
+    let features = plain.features | Features::MRG_RXBUF;
+    let mut frontend = FrontendSpec { listens: role == Role::Server, features, ..plain };
     if let Some(queues) = table.optional("queues") {
         frontend.queues = queues.number(1..=u64::from(QUEUES_MAX))?;
     }
