@@ -68,6 +68,7 @@ pub struct Hop<F> {
     orders: SyncSender<HopOrder<F>>,
     wanted: [Arc<WantedEnd>; 2],
     stop: Arc<AtomicBool>,
+    /// Those that open the ends, and then the worker.
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -175,8 +176,15 @@ impl<F: Function + Send + 'static> Hop<F> {
 impl<F> Drop for Hop<F> {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        // With the worker the ends go that there are.
+        if let Some(worker) = self.threads.pop() {
+            let _ = worker.join();
+        }
+        // Whoever waits for a peer may do so for a while yet: it gives up then, or lets go of it. An interface is made at once, and goes.
+        for (opener, wanted) in self.threads.drain(..).zip(&self.wanted) {
+            if matches!(wanted.now().1, PortSpec::Kernel(_)) {
+                let _ = opener.join();
+            }
         }
     }
 }
@@ -223,7 +231,11 @@ fn open_again(
     let mut problem = String::new();
     while !stop.load(Relaxed) {
         let (change, spec) = wanted.now();
-        match HopPort::open(&spec, OPEN_TIMEOUT) {
+        let end = HopPort::open(&spec, OPEN_TIMEOUT);
+        if stop.load(Relaxed) {
+            return;
+        }
+        match end {
             Ok(end) => {
                 problem.clear();
                 say(HopEvent::Connected { agreement: end.agreement() });
