@@ -17,8 +17,9 @@ use crate::nsm::programs::Cast;
 /// All of them, with our control plane, and with the registry and the manager in Go.
 pub(super) fn all() -> Vec<NsmCase> {
     let few = MeshOptions { clients: 2, ..MeshOptions::default() };
-    let both: [(&str, &str, MeshOptions, Run); 5] = [
+    let both: [(&str, &str, MeshOptions, Run); 6] = [
         ("chain_secure_intranet", "chain_secure_intranet_go", few, intranet::secure_intranet),
+        ("chain_each_hop_is_killed", "chain_each_hop_is_killed_go", few, killed::each_in_turn),
         ("chain_passthrough_is_killed", "chain_passthrough_is_killed_go", few, killed::passthrough),
         ("chain_nse_composition", "chain_nse_composition_go", few, composition::checks),
         ("chain_over_two_nodes", "chain_over_two_nodes_go", MeshOptions { nodes: 2, ..few }, places::two_nodes),

@@ -96,6 +96,12 @@ impl FirewallChain {
         Ok(())
     }
 
+    /// Kills the end.
+    pub(super) fn kill_end(&mut self) -> Result<()> {
+        self.end.take().context("there is no end")?.kill();
+        Ok(())
+    }
+
     /// Connects clients.
     pub(super) fn connect(&self, mesh: &mut Mesh, count: usize) -> Result<Vec<ChainClient>> {
         let clients = start_clients(mesh, self.example, count)?;
