@@ -12,7 +12,7 @@
 #                 the same with the programs in Go that lie there: docs/nsm-forwarder.md
 #   make asan     the C code that is called for DPDK, and its callers, under AddressSanitizer
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
-#   make images   OCI images of the daemons, in target/images, without a container engine
+#   make images   OCI images of the daemons and of the network functions, in target/images, without a container engine
 #   make lint     format, clippy, docs, links, licences
 
 SHELL := /bin/bash
@@ -104,7 +104,7 @@ kubelet-pieces: need-kubelet
 
 images: need-images
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked -p dpdk-forwarder -p sriov-manager -p device-plugin -p ferrule
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p sriov-manager -p device-plugin -p ferrule-functions -p ferrule
 	@# It runs on the node itself, whose C library may be an older one: so it has its own.
 	@$(CARGO) rustc --release --locked -p ferrule-cni --bin ferrule-cni -- -C target-feature=+crt-static
 	@echo "==> images"

@@ -1,4 +1,4 @@
-//! Images of the daemons, made without a container engine. *Not* part of what runs on a node.
+//! Images of the daemons and of the network functions, made without a container engine. *Not* part of what runs on a node.
 //!
 //! The manifests beside this crate are plain files; its tests hold them against the daemons.
 //!

@@ -1,4 +1,4 @@
-//! `images`: writes the images of the daemons, from programs that were built.
+//! `images`: writes the images of the daemons and of the network functions, from programs that were built.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ferrule_deploy::product::{Product, Written};
 
-/// Writes an OCI image of each daemon, from programs that were built.
+/// Writes an OCI image of each daemon and one of the network functions, from programs that were built.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {

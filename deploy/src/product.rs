@@ -14,8 +14,11 @@ use crate::dpdk::{DpdkError, DpdkFiles};
 use crate::image::{Image, ImageError};
 use crate::layer::{Files, Layer};
 
-/// Each has an image of its name.
+/// Each has an image of its name, and a DaemonSet.
 pub const DAEMONS: [&str; 3] = ["device-plugin", "dpdk-forwarder", "sriov-manager"];
+
+/// Has an image of its name too, for the pods of service chains.
+pub const FUNCTION: &str = "network-function";
 
 /// The one that loads libdpdk.
 const FORWARDER: &str = "dpdk-forwarder";
@@ -47,7 +50,7 @@ impl Product {
         fs::create_dir_all(directory).map_err(|error| ProductError::File { path: directory.to_owned(), error })?;
         let mut libraries = BTreeSet::new();
         let mut arch = None;
-        for name in DAEMONS.into_iter().chain([COMMAND, CNI_PLUGIN]) {
+        for name in DAEMONS.into_iter().chain([FUNCTION, COMMAND, CNI_PLUGIN]) {
             let program = Program::read(&self.binaries.join(name))?;
             arch = Some(program.arch);
             libraries.extend(program.libraries);
@@ -55,24 +58,24 @@ impl Product {
         let arch = arch.unwrap_or_default();
         let dpdk = self.dpdk(&libraries)?;
         let (base, command) = (base(&libraries)?, self.program(COMMAND)?);
-        let write = |daemon: &'static str| {
-            let of_dpdk = dpdk.as_ref().filter(|_| daemon == FORWARDER);
+        let write = |main: &'static str| {
+            let of_dpdk = dpdk.as_ref().filter(|_| main == FORWARDER);
             let layers = [Some(base.clone()), Some(command.clone()), of_dpdk.map(|(layer, _)| layer.clone())];
             let image = Image {
-                reference: format!("{}/{daemon}:{}", self.prefix, self.tag),
+                reference: format!("{}/{main}:{}", self.prefix, self.tag),
                 arch: arch.clone(),
-                layers: layers.into_iter().flatten().chain([self.program(daemon)?]).collect(),
-                entry_point: format!("{PROGRAMS}/{daemon}"),
-                labels: self.labels(daemon, of_dpdk.is_some()),
+                layers: layers.into_iter().flatten().chain([self.program(main)?]).collect(),
+                entry_point: format!("{PROGRAMS}/{main}"),
+                labels: self.labels(main, of_dpdk.is_some()),
             };
-            let path = directory.join(format!("{daemon}.tar"));
+            let path = directory.join(format!("{main}.tar"));
             let digest = image.write(&path).map_err(|error| ProductError::Image { path: path.clone(), error })?;
             let compressed = image.layers.iter().map(|layer| layer.compressed.len()).sum();
             let unpacked = image.layers.iter().map(|layer| layer.unpacked_size).sum();
             let drivers = of_dpdk.map_or(0, |(_, drivers)| *drivers);
             Ok(Written { path, reference: image.reference, digest, compressed, unpacked, drivers })
         };
-        DAEMONS.into_iter().map(write).collect()
+        DAEMONS.into_iter().chain([FUNCTION]).map(write).collect()
     }
 
     /// A layer of libdpdk without what is below, and how many drivers it has.
@@ -98,9 +101,9 @@ impl Product {
         pack(&files)
     }
 
-    fn labels(&self, daemon: &str, has_dpdk: bool) -> HashMap<String, String> {
+    fn labels(&self, title: &str, has_dpdk: bool) -> HashMap<String, String> {
         let licenses = if has_dpdk { format!("{LICENSES} AND {DPDK_LICENSES}") } else { LICENSES.to_owned() };
-        let labels = [(ANNOTATION_TITLE, daemon), (ANNOTATION_VERSION, &self.tag), (ANNOTATION_LICENSES, &licenses)];
+        let labels = [(ANNOTATION_TITLE, title), (ANNOTATION_VERSION, &self.tag), (ANNOTATION_LICENSES, &licenses)];
         labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 }

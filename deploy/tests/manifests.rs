@@ -24,9 +24,12 @@ fn every_object_has_only_fields_that_kubernetes_knows() {
             "Pod" => known_as::<Pod>(&object),
             "ServiceAccount" => known_as::<ServiceAccount>(&object),
             // Of other APIs: Kubernetes has no types of them.
-            "PodMonitor" | "PrometheusRule" | "Kustomization" | "Component" | "NetworkAttachmentDefinition" => {
-                object.clone()
-            }
+            "PodMonitor"
+            | "PrometheusRule"
+            | "Kustomization"
+            | "Component"
+            | "NetworkAttachmentDefinition"
+            | "NetworkService" => object.clone(),
             other => panic!("{}: a {other} is not expected", path.display()),
         };
         assert_eq!(known, object, "{}: a field is unknown, or not of the type that it should be", path.display());

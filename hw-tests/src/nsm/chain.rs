@@ -57,16 +57,7 @@ impl ChainPlan {
             matches,
             ..NetworkService::default()
         };
-        let caller = Caller::at(mesh.path("identity/stranger.sock"))?;
-        let manager = mesh.near().manager_url().parse()?;
-        let kept = KeptConnection::new(
-            manager,
-            caller.identity().clone(),
-            DialOptions { timeout: TIMEOUT, ..DialOptions::default() },
-        );
-        let registry = RegistryClient::new(kept, TIMEOUT);
-        caller.runtime().block_on(registry.register_service(&service))?;
-        Ok(())
+        register(mesh, &service)
     }
 
     /// Starts a function, and waits until it is registered. Those of one `app` have one identity, and names of their own. The first
@@ -131,6 +122,16 @@ impl ChainFunction {
     pub fn process(&self) -> &Process {
         &self.process
     }
+}
+
+/// Registers a service, as whoever applies its document.
+pub fn register(mesh: &mut Mesh, service: &NetworkService) -> Result<()> {
+    let caller = Caller::at(mesh.path("identity/stranger.sock"))?;
+    let manager = mesh.near().manager_url().parse()?;
+    let options = DialOptions { timeout: TIMEOUT, ..DialOptions::default() };
+    let registry = RegistryClient::new(KeptConnection::new(manager, caller.identity().clone(), options), TIMEOUT);
+    caller.runtime().block_on(registry.register_service(service))?;
+    Ok(())
 }
 
 /// `ferrule trace` at a socket.

@@ -291,7 +291,7 @@ impl Running<'_> {
 pub fn product(test: &str) -> Option<Product> {
     let here = std::env::current_exe().unwrap();
     let binaries = here.parent()?.parent()?.to_owned();
-    let programs = ["device-plugin", "dpdk-forwarder", "sriov-manager", "ferrule"];
+    let programs = ["device-plugin", "dpdk-forwarder", "network-function", "sriov-manager", "ferrule"];
     if let Some(program) = programs.into_iter().find(|program| !binaries.join(program).exists()) {
         skip(test, &format!("{program} (cargo build --workspace)"));
         return None;

@@ -17,7 +17,7 @@ use ferrule_functions::mesh::MeshArgs;
 
 /// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, a passthrough or a gateway.
 #[derive(Parser)]
-#[command(version, args_override_self = true)]
+#[command(name = "network-function", version, args_override_self = true)]
 struct Flags {
     /// The settings: two ends and a function; with --nsm a function
     #[arg(long, value_name = "FILE")]

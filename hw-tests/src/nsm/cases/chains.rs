@@ -1,10 +1,11 @@
 //! Chains that the mesh composes: our functions are its endpoints, with kernel interfaces at the ends and memif between.
 //!
-//! - `intranet`, `nat44`, `composition`: the example chains; `places`: over two nodes, and without Ethernet headers;
+//! - `intranet`, `nat44`, `composition`: the example chains; `example`: that of `deploy/examples`; `places`: over two nodes, and without Ethernet headers;
 //!   `killed`: hops that are killed; `bed`: what cases share
 
 mod bed;
 mod composition;
+mod example;
 mod intranet;
 mod killed;
 mod nat44;
@@ -32,6 +33,7 @@ pub(super) fn all() -> Vec<NsmCase> {
         cases.push(case(name, Cast::default(), options, run));
         cases.push(case(name_go, go_around, options, run));
     }
+    cases.push(case("chain_of_the_example_for_clusters", Cast::default(), few, example::secure_intranet));
     cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, intranet::hop_missing));
     cases.push(case("chain_without_ethernet_headers", Cast::default(), few, places::ip_payload));
     cases
