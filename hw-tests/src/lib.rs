@@ -9,6 +9,7 @@
 //! - [`testpmd`]: DPDK's test program as a peer;
 //! - [`cgroup`]: a limit of memory for one of them;
 //! - [`content`]: bytes that are compared where they arrive;
+//! - [`holdings`]: what a process holds, before and after;
 //! - [`frames`]: single frames in and out of a memif end;
 //! - [`stream`]: numbered frames between two memif ends, checked on arrival;
 //! - [`unanswered`]: a file that cannot be closed;
@@ -21,6 +22,7 @@ pub mod cgroup;
 pub mod content;
 pub mod frames;
 pub mod guest;
+pub mod holdings;
 pub mod lab;
 pub mod need;
 pub mod netns;

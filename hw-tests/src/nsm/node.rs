@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::pod::MeshPod;
 use super::programs::{Maker, go, ours};
 use super::settings::{INTERFACE, MeshOptions, MeshSettings, SERVICE, client_name};
+use crate::holdings::Holdings;
 use crate::process::Process;
 
 /// A node: a manager and our forwarder, in a namespace that stands for the node's own. All of it ends with this value.
@@ -19,6 +20,15 @@ pub struct MeshNode {
     common: Arc<MeshSettings>,
     processes: BTreeMap<&'static str, Process>,
     place: MeshPod,
+}
+
+/// How often a wire was changed, and what has crossed since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireCount {
+    /// Another one after each change.
+    pub generation: u64,
+    /// Both ways together.
+    pub frames: u64,
 }
 
 impl MeshNode {
@@ -205,8 +215,7 @@ impl MeshNode {
 
     /// How many files a process has open.
     pub fn open_files(&self, name: &str) -> Result<usize> {
-        let directory = format!("/proc/{}/fd", self.process(name)?.id());
-        Ok(fs::read_dir(&directory).with_context(|| format!("read {directory}"))?.count())
+        Ok(Holdings::of(self.process(name)?.id())?.files)
     }
 
     /// How many of them are sockets.
@@ -238,6 +247,18 @@ impl MeshNode {
     /// The wires that the forwarder has.
     pub fn wires(&self) -> Result<String> {
         run(Command::new(ours("ferrule")?).args(["wires", "--json", "--socket"]).arg(self.admin_socket()))
+    }
+
+    /// The wires by their names.
+    pub fn wire_counts(&self) -> Result<BTreeMap<String, WireCount>> {
+        let json: serde_json::Value = serde_json::from_str(&self.wires()?)?;
+        let wires = json["wires"].as_array().context("no wires are shown")?;
+        let count = |wire: &serde_json::Value| {
+            let directions = wire["directions"].as_array()?.iter();
+            let frames = directions.filter_map(|direction| direction["frames"].as_u64()).sum();
+            Some((wire["name"].as_str()?.to_owned(), WireCount { generation: wire["generation"].as_u64()?, frames }))
+        };
+        wires.iter().map(|wire| count(wire).with_context(|| format!("what is shown of a wire is {wire}"))).collect()
     }
 
     /// Where the forwarder is asked for its wires.

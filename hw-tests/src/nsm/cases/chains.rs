@@ -1,13 +1,14 @@
 //! Chains that the mesh composes: our functions are its endpoints, with kernel interfaces at the ends and memif between.
 //!
 //! - `intranet`, `nat44`, `composition`: the example chains; `example`: that of `deploy/examples`; `places`: over two nodes, and without Ethernet headers;
-//!   `killed`: hops that are killed; `bed`: what cases share
+//!   `lasting`: what stays and what goes; `killed`: hops that are killed; `bed`: what cases share
 
 mod bed;
 mod composition;
 mod example;
 mod intranet;
 mod killed;
+mod lasting;
 mod nat44;
 mod places;
 
@@ -18,7 +19,14 @@ use crate::nsm::programs::Cast;
 /// All of them, with our control plane, and with the registry and the manager in Go.
 pub(super) fn all() -> Vec<NsmCase> {
     let few = MeshOptions { clients: 2, ..MeshOptions::default() };
-    let both: [(&str, &str, MeshOptions, Run); 6] = [
+    let both: [(&str, &str, MeshOptions, Run); 8] = [
+        ("chain_refreshes_keep_the_path", "chain_refreshes_keep_the_path_go", few, lasting::refreshes),
+        (
+            "chain_connects_and_closes_leave_nothing",
+            "chain_connects_and_closes_leave_nothing_go",
+            few,
+            lasting::connects_and_closes,
+        ),
         ("chain_secure_intranet", "chain_secure_intranet_go", few, intranet::secure_intranet),
         ("chain_each_hop_is_killed", "chain_each_hop_is_killed_go", few, killed::each_in_turn),
         ("chain_passthrough_is_killed", "chain_passthrough_is_killed_go", few, killed::passthrough),
@@ -34,6 +42,9 @@ pub(super) fn all() -> Vec<NsmCase> {
         cases.push(case(name_go, go_around, options, run));
     }
     cases.push(case("chain_of_the_example_for_clusters", Cast::default(), few, example::secure_intranet));
+    // With a manager in Go a busy machine takes longer for 30 chains at once than a request may.
+    let many = MeshOptions { clients: lasting::MANY, ..few };
+    cases.insert(0, case("chain_thirty_clients_before_the_functions", Cast::default(), many, lasting::thirty_clients));
     cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, intranet::hop_missing));
     cases.push(case("chain_without_ethernet_headers", Cast::default(), few, places::ip_payload));
     cases

@@ -43,6 +43,11 @@ fn settled_files(mesh: &Mesh, wanted: Option<&Vec<usize>>) -> Result<Vec<usize>>
         let all = mesh.nodes().iter().flat_map(|node| PROCESSES.map(|name| node.open_files(name)));
         all.collect::<Result<Vec<_>>>()
     };
+    settled(count, wanted)
+}
+
+/// What is counted, once that is `wanted` (without it: once it stays) or does not become so.
+pub(super) fn settled<T: PartialEq>(count: impl Fn() -> Result<T>, wanted: Option<&T>) -> Result<T> {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         let now = count()?;

@@ -27,7 +27,7 @@ pub(super) struct ChainExample {
     pub(super) ports: [u16; 2],
 }
 
-pub(super) static SECURE_INTRANET: ChainExample = ChainExample {
+pub(super) const SECURE_INTRANET: ChainExample = ChainExample {
     plan: ChainPlan {
         service: "secure-intranet-connectivity",
         apps: &["firewall", "passthrough-1", "passthrough-2", "passthrough-3", "gateway"],
@@ -86,6 +86,12 @@ impl FirewallChain {
     pub(super) fn function(&self, name: &str) -> Result<&ChainFunction> {
         let found = self.functions.iter().find(|(known, _)| known == name);
         found.map(|(_, function)| function).with_context(|| format!("there is no {name}"))
+    }
+
+    /// All that run, by their names.
+    pub(super) fn processes(&self) -> impl Iterator<Item = (&str, &Process)> {
+        let functions = self.functions.iter().map(|(name, function)| (name.as_str(), function.process()));
+        functions.chain(self.end.as_ref().map(|end| ("gateway", end)))
     }
 
     /// Kills a function.

@@ -33,13 +33,12 @@ pub(super) fn secure_intranet(mesh: &mut Mesh) -> Result<()> {
 
 /// The wire of a client is traced while it pings.
 fn trace_wire(mesh: &mut Mesh, client: &ChainClient) -> Result<()> {
-    let json: serde_json::Value = serde_json::from_str(&mesh.near().wires()?)?;
-    let wires = json["wires"].as_array().context("no wires are shown")?;
-    let names = wires.iter().filter_map(|wire| wire["name"].as_str());
+    let wires = mesh.near().wire_counts()?;
     let socket = mesh.near().admin_socket();
     // Of both clients, and of each hop: those of this client see its pings.
-    let traces: Vec<_> = names
-        .map(|name| start_trace(&socket, &[name, "--protocol", "icmp", "--frames", "2", "--snap", "128"]))
+    let traces: Vec<_> = wires
+        .keys()
+        .map(|name| start_trace(&socket, &[name.as_str(), "--protocol", "icmp", "--frames", "2", "--snap", "128"]))
         .collect::<Result<_>>()?;
     let target = client.target()?.to_string();
     let pings = client.pod.start_pings(&target);
