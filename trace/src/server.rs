@@ -62,30 +62,23 @@ impl<T: Tapped> Trace for Service<T> {
             Status::resource_exhausted(format!("{READERS_MAX} traces are read already; end one of them"))
         })?;
         let snap_len = if snap_len == 0 { FRAME_MAX } else { (snap_len as usize).clamp(SNAP_MIN, FRAME_MAX) };
-        let tapped = Arc::clone(&self.tapped);
+        let (tapped, phase) = (Arc::clone(&self.tapped), self.phase.clone());
+        // When the call is cut off meanwhile nobody reads, and the reader ends by itself.
         let begin = move || {
             let capture = Arc::new(Capture::new((RING_BYTES / snap_len).min(RING_FRAMES_MAX), snap_len));
-            tapped.tap(&target, &capture).map(|tap| (tap, capture))
+            let tap = tapped.tap(&target, &capture)?;
+            let (sender, receiver) = mpsc::channel(1);
+            let undo = (Arc::clone(&tapped), tap.clone());
+            let reader = Reader { capture, filter, tap, clock: WallClock::now(), sender, phase, _permit: permit };
+            let started = thread::Builder::new().name("trace".to_owned()).spawn(move || reader.run(&*tapped));
+            started.map_err(|error| {
+                undo.0.untap(&undo.1);
+                Status::resource_exhausted(format!("start a thread for this trace: {error}"))
+            })?;
+            Ok::<_, Status>(receiver)
         };
         let begun = spawn_blocking(begin).await;
-        let (tap, capture) = begun.map_err(|error| Status::internal(error.to_string()))??;
-        let (sender, receiver) = mpsc::channel(1);
-        let tapped = Arc::clone(&self.tapped);
-        let reader = Reader {
-            capture,
-            filter,
-            tap,
-            clock: WallClock::now(),
-            sender,
-            phase: self.phase.clone(),
-            _permit: permit,
-        };
-        let undo = (Arc::clone(&tapped), reader.tap.clone());
-        let started = thread::Builder::new().name("trace".to_owned()).spawn(move || reader.run(&*tapped));
-        started.map_err(|error| {
-            undo.0.untap(&undo.1);
-            Status::resource_exhausted(format!("start a thread for this trace: {error}"))
-        })?;
+        let receiver = begun.map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -112,12 +105,14 @@ impl Reader {
         while is_read && !self.sender.is_closed() && *self.phase.borrow_and_update() != Phase::Stopped {
             // What was captured until it went is read first.
             let is_gone = Arc::strong_count(&self.capture) == 1;
-            let frames = self.read();
+            let (frames, is_all) = self.read();
             let misses = self.capture.dropped();
             if !frames.is_empty() || misses != missed {
                 missed = misses;
                 let more = v1::TraceResponse { frames, missed, ..v1::TraceResponse::default() };
                 is_read = self.sender.blocking_send(Ok(more)).is_ok();
+            } else if !is_all {
+                // None of those fits, and more are there.
             } else if is_gone {
                 let status = Status::aborted(format!("`{}` is gone", self.tap.target));
                 // It is the last word.
@@ -127,7 +122,10 @@ impl Reader {
                 thread::sleep(NAP);
             }
         }
-        tapped.untap(&self.tap);
+        // What has gone is tapped no more: there may be another one of its name, which somebody else looks at.
+        if Arc::strong_count(&self.capture) > 1 {
+            tapped.untap(&self.tap);
+        }
         let until = Instant::now() + LETTING_GO;
         // Whoever copies frames frees no memory.
         while Arc::strong_count(&self.capture) > 1 && Instant::now() < until {
@@ -135,10 +133,11 @@ impl Reader {
         }
     }
 
-    /// Those of now that fit, up to some. A frame that leaves otherwise than it came in is sent both times if either fits.
-    fn read(&self) -> Vec<v1::TracedFrame> {
+    /// Those of now that fit, up to some, and whether that were all: a wire may be faster than we look. A frame that leaves otherwise than it
+    /// came in is sent both times if either fits.
+    fn read(&self) -> (Vec<v1::TracedFrame>, bool) {
         let mut frames = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut looked, mut is_all) = (0, 0, false);
         let mut add = |frame: v1::TracedFrame| {
             bytes += frame.bytes.len();
             frames.push(frame);
@@ -154,8 +153,10 @@ impl Reader {
                     std::hint::spin_loop();
                     continue;
                 }
+                is_all = true;
                 break;
             };
+            looked += 1;
             let (frame, fits) = frame;
             let mut size = 0;
             match half.take() {
@@ -176,14 +177,14 @@ impl Reader {
                     }
                 }
             }
-            if size >= MESSAGE_BYTES && half.is_none() {
+            if (size >= MESSAGE_BYTES || looked >= LOOK_MAX) && half.is_none() {
                 break;
             }
         }
         if let Some((first, true)) = half {
             frames.push(first);
         }
-        frames
+        (frames, is_all)
     }
 
     fn traced(&self, frame: &CapturedFrame) -> (v1::TracedFrame, bool) {
@@ -234,6 +235,8 @@ const RING_FRAMES_MAX: usize = 16 << 10;
 const SNAP_MIN: usize = 64;
 /// Bytes of frames in a message, more or less.
 const MESSAGE_BYTES: usize = 256 << 10;
+/// Frames that are looked at before those that fit are sent, and it is seen whether anybody still reads.
+const LOOK_MAX: usize = 4 << 10;
 /// Between two looks at a capture that is empty.
 const NAP: Duration = Duration::from_millis(2);
 /// How long a worker may take to hear that nobody reads any more.
@@ -242,19 +245,29 @@ const LETTING_GO: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, channel};
 
     use ferrule_dataplane::capture::Remark;
     use tokio_stream::StreamExt as _;
 
     use super::*;
 
+    const DEADLINE: Duration = Duration::from_secs(30);
+
     /// Has one target, whose frames a test puts.
     #[derive(Default)]
-    struct Target(Mutex<Option<Arc<Capture>>>);
+    struct Target {
+        capture: Mutex<Option<Arc<Capture>>>,
+        /// How often it was to be tapped, and no more.
+        begun: watch::Sender<usize>,
+        ended: watch::Sender<usize>,
+        /// What it waits for before it is tapped.
+        gate: Mutex<Option<Receiver<()>>>,
+    }
 
     impl Target {
         fn capture(&self) -> Arc<Capture> {
-            Arc::clone(self.0.lock().unwrap().as_ref().unwrap())
+            Arc::clone(self.capture.lock().unwrap().as_ref().unwrap())
         }
 
         fn put(&self, end: usize, port: u8, remark: Remark<'_>, is_followed: bool) {
@@ -266,14 +279,26 @@ mod tests {
 
     impl Tapped for Target {
         fn tap(&self, target: &str, capture: &Arc<Capture>) -> Result<Tap, Status> {
-            *self.0.lock().unwrap() = Some(Arc::clone(capture));
+            self.begun.send_modify(|count| *count += 1);
+            if let Some(gate) = self.gate.lock().unwrap().take() {
+                gate.recv().unwrap();
+            }
+            *self.capture.lock().unwrap() = Some(Arc::clone(capture));
             let interfaces = vec!["client".to_owned(), "network".to_owned()];
             Ok(Tap { target: target.to_owned(), interfaces, is_ip: true })
         }
 
         fn untap(&self, _: &Tap) {
-            self.0.lock().unwrap().take();
+            self.capture.lock().unwrap().take();
+            self.ended.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Waits until something was done so often.
+    async fn wait_for(done: &watch::Sender<usize>, wanted: usize) {
+        let mut done = done.subscribe();
+        let waited = tokio::time::timeout(DEADLINE, done.wait_for(|count| *count == wanted)).await;
+        waited.expect("it is not done in time").unwrap();
     }
 
     fn udp(port: u8) -> Vec<u8> {
@@ -281,19 +306,25 @@ mod tests {
         [&ip[..], &[0, port, 0, 99, 0, 8, 0, 0]].concat()
     }
 
+    fn service(target: &Arc<Target>) -> Service<Target> {
+        Service {
+            tapped: Arc::clone(target),
+            phase: watch::Sender::new(Phase::Serving).subscribe(),
+            readers: Arc::new(Semaphore::new(2)),
+        }
+    }
+
+    fn request(ports: Vec<u32>, snap_len: u32) -> Request<v1::TraceRequest> {
+        let filter = Some(v1::Filter { ports, ..v1::Filter::default() });
+        Request::new(v1::TraceRequest { target: "t".to_owned(), filter, snap_len })
+    }
+
     async fn trace(
-        target: &Arc<Target>,
+        service: &Service<Target>,
         ports: Vec<u32>,
         snap_len: u32,
     ) -> ReceiverStream<Result<v1::TraceResponse, Status>> {
-        let service = Service {
-            tapped: Arc::clone(target),
-            phase: watch::Sender::new(Phase::Serving).subscribe(),
-            readers: Arc::new(Semaphore::new(1)),
-        };
-        let filter = Some(v1::Filter { ports, ..v1::Filter::default() });
-        let request = v1::TraceRequest { target: "t".to_owned(), filter, snap_len };
-        let mut stream = service.trace(Request::new(request)).await.unwrap().into_inner();
+        let mut stream = service.trace(request(ports, snap_len)).await.unwrap().into_inner();
         let first = stream.next().await.unwrap().unwrap();
         assert_eq!((first.interfaces, first.is_ip), (vec!["client".to_owned(), "network".to_owned()], true));
         stream
@@ -302,7 +333,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_frame_that_leaves_otherwise_than_it_came_in_is_sent_both_times_if_either_fits() {
         let target = Arc::new(Target::default());
-        let mut stream = trace(&target, vec![7], 0).await;
+        let mut stream = trace(&service(&target), vec![7], 0).await;
         let none = Remark::default();
         target.put(0, 1, none, false);
         target.put(0, 2, none, true);
@@ -326,7 +357,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_reader_that_does_not_read_holds_nobody_up_and_what_it_missed_is_counted() {
         let target = Arc::new(Target::default());
-        let mut stream = trace(&target, Vec::new(), 64).await;
+        let mut stream = trace(&service(&target), Vec::new(), 64).await;
         let capture = target.capture();
         let mut put = 0;
         // More than the capture, the messages under way and the channel have room for.
@@ -346,19 +377,72 @@ mod tests {
         }
         assert!(missed > 0);
         drop(stream);
-        let until = Instant::now() + Duration::from_secs(30);
-        while target.0.lock().unwrap().is_some() {
-            assert!(Instant::now() < until, "it is tapped still, and nobody reads");
-            tokio::time::sleep(NAP).await;
+        wait_for(&target.ended, 1).await;
+    }
+
+    #[test]
+    fn frames_that_fit_do_not_wait_for_those_that_do_not() {
+        let capture = Arc::new(Capture::new(2 * LOOK_MAX, 64));
+        let put = |port| {
+            let frame = capture.take(ticks::now(), 0, false, &udp(port)).expect("there is room");
+            capture.put(frame, Remark::default(), false);
+        };
+        put(7);
+        (1..2 * LOOK_MAX).for_each(|_| put(1));
+        let reader = Reader {
+            capture: Arc::clone(&capture),
+            filter: Filter::read(&v1::Filter { ports: vec![7], ..v1::Filter::default() }).unwrap(),
+            tap: Tap { target: "t".to_owned(), interfaces: Vec::new(), is_ip: true },
+            clock: WallClock::now(),
+            sender: mpsc::channel(1).0,
+            phase: watch::Sender::new(Phase::Serving).subscribe(),
+            _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        };
+        let reads: Vec<_> = (0..3).map(|_| reader.read()).map(|(frames, is_all)| (frames.len(), is_all)).collect();
+        assert_eq!(reads, [(1, false), (0, false), (0, true)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_that_is_cut_off_while_its_target_is_being_tapped_taps_nothing() {
+        let target = Arc::new(Target::default());
+        let (go_on, gate) = channel();
+        *target.gate.lock().unwrap() = Some(gate);
+        let calling = service(&target);
+        let call = tokio::spawn(async move { calling.trace(request(Vec::new(), 0)).await.map(drop) });
+        wait_for(&target.begun, 1).await;
+        call.abort();
+        assert!(call.await.is_err_and(|error| error.is_cancelled()));
+        go_on.send(()).unwrap();
+        wait_for(&target.ended, 1).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_target_of_the_same_name_is_another_one() {
+        let target = Arc::new(Target::default());
+        let service = service(&target);
+        let first = trace(&service, Vec::new(), 64).await;
+        // It has more to read than there is room for: its reader waits.
+        let capture = target.capture();
+        while capture.dropped() == 0 {
+            if let Some(frame) = capture.take(ticks::now(), 0, false, &udp(1)) {
+                capture.put(frame, Remark::default(), false);
+            }
         }
+        drop((capture, target.capture.lock().unwrap().take()));
+        let mut second = trace(&service, Vec::new(), 64).await;
+        drop(first);
+        let ended = tokio::time::timeout(DEADLINE, service.readers.acquire()).await;
+        drop(ended.expect("the first reader ends").unwrap());
+        target.put(0, 2, Remark::default(), false);
+        assert_eq!(second.next().await.unwrap().unwrap().frames[0].bytes[21], 2);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_trace_ends_with_what_it_is_of() {
         let target = Arc::new(Target::default());
-        let mut stream = trace(&target, Vec::new(), 0).await;
+        let mut stream = trace(&service(&target), Vec::new(), 0).await;
         target.put(0, 1, Remark::default(), false);
-        target.0.lock().unwrap().take();
+        target.capture.lock().unwrap().take();
         assert_eq!(stream.next().await.unwrap().unwrap().frames.len(), 1);
         let status = stream.next().await.unwrap().unwrap_err();
         assert_eq!((status.code(), status.message()), (tonic::Code::Aborted, "`t` is gone"));
