@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -112,10 +112,14 @@ impl NatRule {
         }
         let mut before = "";
         for word in &words {
-            let is_known = OPTIONS.contains(&word.as_str()) || word == "!";
-            // What these name is a library that the program loads.
-            let is_value = if LOADED.contains(&before) { is_name(word) } else { is_plain(word) };
-            if !is_known && !is_value {
+            let is_known = match before {
+                // What these name is a library that the program loads.
+                option if LOADED.contains(&option) => is_name(word),
+                // The program would ask for the addresses of a name, in a network that is not ours.
+                option if ADDRESSED.contains(&option) => word.split(',').all(is_network),
+                _ => OPTIONS.contains(&word.as_str()) || word == "!" || is_plain(word),
+            };
+            if !is_known {
                 return Err(refused(word));
             }
             before = word;
@@ -201,13 +205,6 @@ pub(super) fn release(interface: &str, rules: &[NatRule]) -> Result<(), String> 
             }
         }
     }
-    drop(holders);
-    drop(table);
-    // One that somebody works on has something, or is about to.
-    let is_used = |table: &Arc<Mutex<RuleHolders>>| {
-        Arc::strong_count(table) > 1 || table.try_lock().map_or(true, |holders| !holders.is_empty())
-    };
-    NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, table| is_used(table));
     failed.map_or(Ok(()), Err)
 }
 
@@ -228,7 +225,10 @@ static NAMESPACES: Mutex<BTreeMap<u64, Arc<Mutex<RuleHolders>>>> = Mutex::new(BT
 fn table() -> io::Result<Arc<Mutex<RuleHolders>>> {
     let own = netns::namespace_at("/proc/thread-self/ns/net".as_ref())?;
     let inode = own.ok_or_else(|| io::Error::other("the thread's namespace is none"))?.inode;
-    Ok(Arc::clone(NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).entry(inode).or_default()))
+    let mut all = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that somebody works on has something, or is about to.
+    all.retain(|_, table| Arc::strong_count(table) > 1 || table.try_lock().map_or(true, |holders| !holders.is_empty()));
+    Ok(Arc::clone(all.entry(inode).or_default()))
 }
 
 /// A template of Go, as far as those of the mesh go.
@@ -273,6 +273,13 @@ fn is_name(word: &str) -> bool {
 fn is_plain(word: &str) -> bool {
     let is_letter = |letter: u8| letter.is_ascii_alphanumeric() || b"_-.:,/+%".contains(&letter);
     !word.starts_with('-') && word.bytes().all(is_letter)
+}
+
+/// An address of IPv4, of which alone the program knows, with or without a mask.
+fn is_network(word: &str) -> bool {
+    let (address, mask) = word.split_once('/').map_or((word, None), |(address, mask)| (address, Some(mask)));
+    let is_address = |text: &str| text.parse::<Ipv4Addr>().is_ok();
+    is_address(address) && mask.is_none_or(|mask| is_address(mask) || mask.parse().is_ok_and(|bits: u8| bits <= 32))
 }
 
 impl fmt::Display for NatRule {
@@ -334,6 +341,7 @@ const OPTIONS: [&str; 45] = [
     "--comment",
 ];
 const LOADED: [&str; 6] = ["-j", "--jump", "-g", "--goto", "-m", "--match"];
+const ADDRESSED: [&str; 6] = ["-s", "--source", "--src", "-d", "--destination", "--dst"];
 const RULES_MAX: usize = 64;
 const NAME_MAX: usize = 28;
 const SHOWN_MAX: usize = 80;
@@ -369,6 +377,8 @@ mod tests {
                 "-A POSTROUTING ! -d 10.0.0.2/32 -j MASQUERADE",
             ]
         );
+        let networks = "-A OUTPUT -s 10.0.0.0/8,192.0.2.1 ! -d 172.16.0.0/255.240.0.0 -j ACCEPT";
+        assert_eq!(evaluated(networks).unwrap(), [networks]);
         assert_eq!(evaluated(" ; "), Ok(Vec::new()));
     }
 
@@ -382,6 +392,11 @@ mod tests {
             ("-A OUTPUT -j /tmp/x", "/tmp/x"),
             ("-A OUTPUT -M/bin/sh", "-M/bin/sh"),
             ("-A OUTPUT -s $(x)", "$(x)"),
+            ("-A OUTPUT -d name.example -j ACCEPT", "name.example"),
+            ("-A OUTPUT --src 10.0.0.1,name -j ACCEPT", "10.0.0.1,name"),
+            ("-A OUTPUT -s ! 10.0.0.1 -j ACCEPT", "!"),
+            ("-A OUTPUT -s ::1 -j ACCEPT", "::1"),
+            ("-A OUTPUT -d 10.0.0.0/33 -j ACCEPT", "10.0.0.0/33"),
             ("-F OUTPUT", "-F"),
             ("-P OUTPUT DROP", "-P"),
             ("-A -t", "-A"),
@@ -403,6 +418,20 @@ mod tests {
         for template in ["{{ range .NsmSrcIPs }}", "{{ .Name }}", "{{- .NsmInterfaceName -}}", "{{ .NsmInterfaceName"] {
             assert!(matches!(evaluated(template), Err(NatError::Expression(_))), "{template}");
         }
+    }
+
+    #[test]
+    fn a_namespace_without_rules_is_forgotten() {
+        let (Ok(first), Ok(second)) = (netns::NetNs::private(), netns::NetNs::private()) else {
+            return println!("skipped: a_namespace_without_rules_is_forgotten: lacks namespaces of its own");
+        };
+        let change_nothing = || {
+            change("a", &[], &[]).unwrap();
+            netns::namespace_at("/proc/thread-self/ns/net".as_ref()).unwrap().unwrap().inode
+        };
+        let inode = first.run(change_nothing).unwrap();
+        second.run(change_nothing).unwrap();
+        assert!(!NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&inode));
     }
 
     #[test]
