@@ -105,18 +105,24 @@ impl InterfacePlace {
         }
         self.inside("have addresses translated at", || {
             if is.route_localnet != should.route_localnet {
-                let setting = format!("conf/{}/route_localnet", self.name);
-                let value = if should.route_localnet { "1" } else { "0" };
-                allow("ipv4", &setting, value).map_err(|error| format!("set {setting}: {error}"))?;
+                self.route_localnet(should.route_localnet)?;
             }
             nat::change(self.name.as_str(), &is.nat, &should.nat)
         })
     }
 
-    /// Takes back what does not go with the interface: rules are the namespace's.
+    fn route_localnet(&self, wanted: bool) -> Result<(), String> {
+        let setting = format!("conf/{}/route_localnet", self.name);
+        allow("ipv4", &setting, if wanted { "1" } else { "0" }).map_err(|error| format!("set {setting}: {error}"))
+    }
+
+    /// Takes back what does not go with the interface, which may stay: rules are the namespace's.
     pub(super) fn tear_down(&self, is: &InterfaceState) -> Result<(), InterfaceError> {
-        if !is.nat.is_empty() {
-            self.inside("no more have addresses translated at", || nat::release(self.name.as_str(), &is.nat))?;
+        if !is.nat.is_empty() || is.route_localnet {
+            self.inside("no more have addresses translated at", || {
+                let released = nat::release(self.name.as_str(), &is.nat);
+                if is.route_localnet { self.route_localnet(false).and(released) } else { released }
+            })?;
         }
         if is.rules.is_empty() {
             return Ok(());
@@ -363,6 +369,26 @@ mod tests {
             routes: routes.iter().map(|(to, via)| (to.parse().unwrap(), via.map(|via| via.parse().unwrap()))).collect(),
             ..InterfaceState::default()
         }
+    }
+
+    #[test]
+    fn a_refresh_that_fails_leaves_no_way_to_localnet() {
+        let Ok(netns) = ferrule_ffi::netns::NetNs::private() else {
+            return println!("skipped: a_refresh_that_fails_leaves_no_way_to_localnet: lacks a namespace of its own");
+        };
+        let netns = OpenNetNs::try_from(std::os::fd::OwnedFd::from(netns)).unwrap();
+        let place = InterfacePlace { netns, name: "lo".parse().unwrap() };
+        let way = || {
+            let read = || fs::read_to_string("/proc/sys/net/ipv4/conf/lo/route_localnet");
+            NetNs::Open(place.netns.clone()).open().unwrap().run(read).unwrap().unwrap()
+        };
+        let before = InterfaceState::default();
+        let rule = NatRule::Rule { chain: "NO_SUCH".to_owned(), in_front: false, words: Vec::new() };
+        let wanted = InterfaceState { route_localnet: true, nat: vec![rule], ..before.clone() };
+        place.change(&before, &wanted).unwrap_err();
+        place.tear_down(&wanted).unwrap();
+        place.set_up(&before, false).unwrap();
+        assert_eq!(way(), "0\n");
     }
 
     #[test]
