@@ -87,7 +87,8 @@ impl MeshForwarder {
     /// The forwarder ends, and nothing of it stays in pods. Nobody is called: who wants a connection asks for it again. Blocks.
     pub(super) fn leave(&self) {
         self.making.close(LEAVE_MAX);
-        for (id, joined) in std::mem::take(&mut *self.joined()) {
+        let all = std::mem::take(&mut *self.joined());
+        for (id, joined) in all {
             if let Err(status) = joined.joint.remove(&self.means) {
                 tracing::warn!(id, %status, "what joined the ends of a connection is not removed");
             }
