@@ -2,11 +2,11 @@
 
 use tonic::{Status, Streaming};
 
-use crate::path::SEGMENTS_MAX;
 use crate::proto::connection::monitor_connection_client::MonitorConnectionClient;
 use crate::proto::connection::{
     Connection, ConnectionEvent, ConnectionEventType, MonitorScopeSelector, PathSegment, State,
 };
+use crate::service::{MESSAGE_MAX, check_connection};
 use crate::trace::{self, CallSpan};
 use crate::transport::Calls;
 
@@ -44,7 +44,8 @@ impl Follower {
         let segment = segment.ok_or_else(|| Status::internal("the connection has no segment of ours"))?;
         let wanted = PathSegment { name: segment.name.clone(), id: segment.id.clone(), ..PathSegment::default() };
         let selector = MonitorScopeSelector { path_segments: vec![wanted], network_services: Vec::new() };
-        Ok(MonitorConnectionClient::new(calls).monitor_connections(selector).await?.into_inner())
+        let mut client = MonitorConnectionClient::new(calls).max_decoding_message_size(MESSAGE_MAX);
+        Ok(client.monitor_connections(selector).await?.into_inner())
     }
 
     async fn read(&mut self, mut events: Streaming<ConnectionEvent>, tell: &mut impl FnMut(Connection)) -> Status {
@@ -105,7 +106,8 @@ impl Follower {
         let index = path.index as usize;
         let known = self.known.path.as_ref().and_then(|path| path.path_segments.get(self.own));
         (index == self.own || index == self.own + 1)
-            && path.path_segments.len() <= SEGMENTS_MAX
+            // It is kept, and told to whoever watches us.
+            && check_connection(theirs).is_ok()
             && path.path_segments.get(self.own).map(|segment| &segment.id) == known.map(|segment| &segment.id)
     }
 }
@@ -113,8 +115,9 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::SEGMENTS_MAX;
     use crate::proto::connection::{Mechanism, Path};
-    use crate::proto::connectioncontext::ConnectionContext;
+    use crate::proto::connectioncontext::{ConnectionContext, IpContext, Route};
 
     /// As fwd knows it (own is 1), or as nse does (own is 2).
     fn connection(id: &str, index: u32) -> Connection {
@@ -163,6 +166,19 @@ mod tests {
             theirs.path.as_mut().unwrap().path_segments.resize(SEGMENTS_MAX + 1, PathSegment::default());
         };
         assert_eq!(follower.translate(update(long)), None);
+    }
+
+    #[test]
+    fn what_is_too_large_to_be_kept_is_no_news() {
+        let mut follower = Follower::new(connection("b", 1));
+        let mut with_routes = |count| {
+            let src_routes = vec![Route { prefix: "10.0.0.0/8".to_owned(), ..Route::default() }; count];
+            let ip_context = Some(IpContext { src_routes, ..IpContext::default() });
+            let context = Some(ConnectionContext { ip_context, ..ConnectionContext::default() });
+            follower.translate(update(|theirs| theirs.context = context)).is_some()
+        };
+        assert!(!with_routes(100_000));
+        assert!(with_routes(2));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod tests;
 
 pub use handler::{Answered, Call, Handler};
 pub use kept_hops::KeptHops;
+pub(crate) use limits::MESSAGE_MAX;
 pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
 pub use next_hop::{NextHop, NotMade};

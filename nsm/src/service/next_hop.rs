@@ -59,7 +59,10 @@ impl NextHop {
         }
         let answer = within(limit, self.client().request(request)).await.map(tonic::Response::into_inner);
         if let Some(span) = span {
-            if let Ok(answer) = &answer {
+            // What is too large to be kept is too large to wait for a collector.
+            if let Ok(answer) = &answer
+                && check_connection(answer).is_ok()
+            {
                 span.note(answer);
             }
             span.end(&answer);
