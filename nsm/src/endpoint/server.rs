@@ -152,10 +152,12 @@ impl Endpoint {
         }
     }
 
-    /// Whoever listens there is told of a connection's socket.
+    /// Whoever listens there is told of a connection's socket, or that it has none any more.
     fn tell(&self, connection: &Connection) {
-        let socket = connection.mechanism.as_ref().and_then(memif_socket);
-        let (Some(server), Some(socket)) = (&self.memifs, socket) else { return };
+        let Some(server) = &self.memifs else { return };
+        let Some(socket) = connection.mechanism.as_ref().and_then(memif_socket) else {
+            return server.close(&connection.id);
+        };
         let ip = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
         let texts = ip.map_or(&[][..], |ip| &ip.dst_ip_addrs);
         let addresses = texts.iter().filter_map(|text| Some(text.parse::<IpNet>().ok()?.addr())).collect();
@@ -177,14 +179,14 @@ impl Endpoint {
 impl Handler for Endpoint {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
         let mut connection = call.connection;
-        // What a connection has comes first, then what its forwarder would rather have.
-        let wanted: Vec<_> =
-            connection.mechanism.iter().chain(&call.preferences).map(|wanted| wanted.r#type.as_str()).collect();
-        let mechanism = self.mechanism(&connection.id, &connection.network_service, &wanted)?;
         let files = call.peer.as_ref().and_then(Peer::files);
         let files = files.ok_or_else(|| {
             Status::failed_precondition("a namespace cannot be passed over TCP: connect to the endpoint's Unix socket")
         })?;
+        // What a connection has comes first, then what its forwarder would rather have.
+        let wanted: Vec<_> =
+            connection.mechanism.iter().chain(&call.preferences).map(|wanted| wanted.r#type.as_str()).collect();
+        let mechanism = self.mechanism(&connection.id, &connection.network_service, &wanted)?;
         let context = connection.context.get_or_insert_default();
         if let Some(ethernet) = &mut context.ethernet_context {
             // Our end, and the network that the ends of VFs are in, are not the client's to choose.
@@ -291,7 +293,12 @@ const INTERFACE_SERVICE_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::monitor::Monitor;
+    use crate::path::Place;
+    use crate::service::Answered;
 
     #[test]
     fn a_client_with_a_vf_is_met_by_one_as_long_as_there_are_some() {
@@ -342,6 +349,49 @@ mod tests {
         assert_eq!(kind(&endpoint, &["VHOST_USER", VFIO]), None);
         let memif = endpoint.mechanism("a", "s", &[MEMIF]).unwrap();
         assert_eq!(memif.parameters[SOCKET_FILE], "@ferrule/nse/a/memif.socket");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_passed_takes_nothing() {
+        let namespace = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
+        let endpoint = Endpoint::new(namespace, &[]).unwrap().with_tokens(vec!["sriov-1".to_owned()]);
+        let call = Call {
+            connection: Connection { id: "a".to_owned(), ..Connection::default() },
+            preferences: vec![local(NOOP, []), local(KERNEL, [])],
+            known: None,
+            place: Place { own: 0, caller: 0 },
+            peer: None,
+            limit: Duration::from_secs(1),
+            monitor: Monitor::default(),
+            answered: Answered::default(),
+        };
+        assert_eq!(endpoint.request(call).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        assert_eq!((lock(&endpoint.tokens).free.len(), lock(&endpoint.interfaces).len()), (1, 0));
+    }
+
+    #[test]
+    fn a_connection_that_is_by_memif_no_more_has_no_socket_any_more() {
+        struct Listeners(Arc<Mutex<Vec<String>>>);
+
+        impl MemifServer for Listeners {
+            fn open(&self, socket: MemifSocket) {
+                lock(&self.0).push(socket.socket);
+            }
+
+            fn close(&self, _: &str) {
+                lock(&self.0).clear();
+            }
+        }
+
+        let namespace = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap()));
+        let sockets = Arc::<Mutex<Vec<String>>>::default();
+        let endpoint = Endpoint::new(namespace, &[]).unwrap().with_memifs(Listeners(Arc::clone(&sockets)));
+        let tell = |mechanism| {
+            endpoint.tell(&Connection { mechanism: Some(mechanism), ..Connection::default() });
+            lock(&sockets).clone()
+        };
+        assert_eq!(tell(local(MEMIF, [(SOCKET_FILE, "@a".to_owned())])), ["@a"]);
+        assert!(tell(local(KERNEL, [])).is_empty());
     }
 
     #[test]
