@@ -179,7 +179,8 @@ impl VlanRoom {
         let branch = Link::named(&mut netlink, &branch)?.index;
         netlink.request(up_request(branch))?;
         room.inside(|netlink| {
-            let data = vec![InfoBridge::MulticastSnooping(false)];
+            // A kernel without the limit (before Linux 6.7) knows nothing of it, and goes on without.
+            let data = vec![InfoBridge::MulticastSnooping(false), InfoBridge::FdbMaxLearned(LEARNED_MAX)];
             let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(data))];
             netlink.request(creating(BRIDGE, info))?;
             let bridge = Link::named(netlink, BRIDGE)?.index;
@@ -257,10 +258,48 @@ const VLAN_ID: &str = "vlan-id";
 const VLAN_MAX: u16 = 4094;
 const BRIDGE: &str = "bridge";
 const TRUNK: &str = "trunk";
+/// Addresses that a bridge learns: whoever sends from a new one each time would take the node's memory. Those beyond are reached all the
+/// same, by what goes to all ports.
+const LEARNED_MAX: u32 = 4096;
 
 #[cfg(test)]
 mod tests {
+    use ferrule_ffi::netns;
+
     use super::*;
+
+    #[test]
+    fn a_room_learns_so_many_addresses_and_no_more() {
+        let name = "a_room_learns_so_many_addresses_and_no_more";
+        let Ok(node) = netns::NetNs::private() else {
+            return println!("skipped: {name}: lacks a namespace of its own");
+        };
+        let bridges = || -> Result<Vec<InfoBridge>, NetlinkError> {
+            let mut netlink = Netlink::open()?;
+            netlink.request(creating("eth1", vec![LinkInfo::Kind(InfoKind::Veth)]))?;
+            let index = Link::named(&mut netlink, "eth1")?.index;
+            let room = VlanRoom::make(&VlanPlace { device: "eth1".parse().unwrap(), vlan: 100 }, index, 1500)?;
+            let links =
+                room.room.inside(|netlink| netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())))?;
+            let attributes = links.into_iter().flat_map(|link| match link {
+                RouteNetlinkMessage::NewLink(link) => link.attributes,
+                _ => Vec::new(),
+            });
+            let infos = attributes.flat_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos,
+                _ => Vec::new(),
+            });
+            let of_bridge = |info| if let LinkInfo::Data(InfoData::Bridge(data)) = info { Some(data) } else { None };
+            Ok(infos.filter_map(of_bridge).flatten().collect())
+        };
+        match node.run(bridges).unwrap() {
+            Err(error) => println!("skipped: {name}: lacks a VLAN at a device ({error})"),
+            Ok(told) if !told.iter().any(|told| matches!(told, InfoBridge::FdbMaxLearned(_))) => {
+                println!("skipped: {name}: lacks the limit (Linux 6.7)");
+            }
+            Ok(told) => assert!(told.contains(&InfoBridge::FdbMaxLearned(LEARNED_MAX)), "{told:?}"),
+        }
+    }
 
     #[test]
     fn a_connection_leaves_by_the_device_of_its_label_and_the_vlan_of_its_endpoint() {
