@@ -160,13 +160,10 @@ async fn carry(
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let peer = *peers.borrow_and_update();
-        // What others send is not even read.
-        socket.connect(peer.address).await?;
         let tunn = Tunn::new(secret.clone(), peer.key, None, Some(KEEPALIVE), 1, None);
-        let mut session = Session { tunn, peer, tun: &tun, socket: &socket, counters, is_silent: false };
-        if peer.waits {
-            session.begin(&mut other).await;
-        }
+        let mut session =
+            Session { tunn, peer, tun: &tun, socket: &socket, counters, is_silent: false, is_reached: false };
+        session.reach(&mut other).await;
         loop {
             tokio::select! {
                 ready = tun.readable() => {
@@ -183,7 +180,7 @@ async fn carry(
                         }
                     }
                 }
-                ready = socket.readable() => {
+                ready = socket.readable(), if session.is_reached => {
                     ready?;
                     for _ in 0..BURST {
                         match socket.try_recv(&mut packet) {
@@ -220,16 +217,32 @@ struct Session<'a> {
     counters: &'a Counters,
     /// Whether it has been told that nobody answers.
     is_silent: bool,
+    /// Whether there is a way to it.
+    is_reached: bool,
 }
 
 impl Session<'_> {
-    async fn begin(&mut self, buffer: &mut [u8]) {
-        if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(buffer, false) {
+    /// Finds the way to the other side, and begins if that waits for us. For a moment there may be none: it is tried again and again.
+    async fn reach(&mut self, buffer: &mut [u8]) {
+        // What others send is not even read.
+        if let Err(error) = self.socket.connect(self.peer.address).await {
+            if !std::mem::replace(&mut self.is_silent, true) {
+                tracing::warn!(peer = %self.peer.address, %error, "there is no way to the other side of a tunnel");
+            }
+            return;
+        }
+        self.is_reached = true;
+        if self.peer.waits
+            && let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(buffer, true)
+        {
             send(self.socket, message).await;
         }
     }
 
     async fn outgoing(&mut self, packet: &[u8], buffer: &mut [u8]) {
+        if !self.is_reached {
+            return self.counters.sent.count(packet.len(), false);
+        }
         let done = match self.tunn.encapsulate(packet, buffer) {
             // While the socket has no room, the kernel holds back what is behind.
             TunnResult::WriteToNetwork(message) => {
@@ -268,6 +281,9 @@ impl Session<'_> {
     }
 
     async fn tick(&mut self, buffer: &mut [u8]) {
+        if !self.is_reached {
+            return self.reach(buffer).await;
+        }
         match self.tunn.update_timers(buffer) {
             TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
             // Once: it is tried for as long as the connection is there.
@@ -298,3 +314,66 @@ const TICK: Duration = Duration::from_millis(250);
 const MTU_MIN: u32 = 1500;
 /// More than WireGuard adds, and than a handshake has.
 const HEADERS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::fd::OwnedFd;
+    use std::thread;
+
+    use defguard_boringtun::x25519::PublicKey;
+    use ferrule_dataplane::port::kernel::message::{Link, link_request, up_request};
+    use ferrule_dataplane::spec::OpenNetNs;
+    use ferrule_ffi::netlink::Netlink;
+    use ferrule_ffi::netns;
+    use netlink_packet_route::RouteNetlinkMessage;
+    use netlink_packet_route::link::LinkFlags;
+
+    use super::super::interface::InterfaceState;
+    use super::*;
+
+    #[test]
+    fn a_tunnel_to_whom_there_is_no_way_for_a_moment_begins_when_there_is_one() {
+        let name = "a_tunnel_to_whom_there_is_no_way_for_a_moment_begins_when_there_is_one";
+        let (Ok(node), Ok(pod)) = (netns::NetNs::private(), netns::NetNs::private()) else {
+            return println!("skipped: {name}: lacks namespaces of its own");
+        };
+        let pod = OpenNetNs::try_from(OwnedFd::from(pod)).unwrap();
+        let place = InterfacePlace { netns: pod, name: "nsm-1".parse().unwrap() };
+        let test = || {
+            let mut netlink = Netlink::open().unwrap();
+            let lo = Link::named(&mut netlink, "lo").unwrap().index;
+            let mut down = link_request(RouteNetlinkMessage::SetLink, lo, Vec::new());
+            if let RouteNetlinkMessage::SetLink(link) = &mut down.message {
+                link.header.change_mask = LinkFlags::Up;
+            }
+            netlink.request(up_request(lo)).unwrap();
+            let [near, far] = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| UdpSocket::bind(address).unwrap());
+            near.set_nonblocking(true).unwrap();
+            far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            netlink.request(down).unwrap();
+            let address: SocketAddr = far.local_addr().unwrap();
+            let (secret, theirs) = (StaticSecret::random(), StaticSecret::random());
+            let peer = WireGuardPeer { address, key: PublicKey::from(&theirs), waits: true };
+            let tunnel = match RunningTunnel::start(&place, 1400, peer, &secret, &near) {
+                Ok(tunnel) => tunnel,
+                Err(error) => return println!("skipped: {name}: lacks a TUN device ({error})"),
+            };
+            let addresses = ["10.9.0.1/24".parse().unwrap()].into();
+            place.set_up(&InterfaceState { addresses, ..InterfaceState::default() }, true).unwrap();
+            let pod = NetNs::Open(place.netns.clone()).open().unwrap();
+            let sender = pod.run(|| UdpSocket::bind("10.9.0.1:0")).unwrap().unwrap();
+            // Until then it has not tried.
+            while tunnel.traffic()[0].dropped() == 0 && tunnel.is_there(&place, 1400) {
+                let _ = sender.send_to(&[1], "10.9.0.2:9");
+                thread::yield_now();
+            }
+            netlink.request(up_request(lo)).unwrap();
+            let length = far.recv(&mut [0; 2048]);
+            tunnel.stop();
+            // The first message of a handshake.
+            assert_eq!(length.unwrap(), 148);
+        };
+        node.run(test).unwrap();
+    }
+}
