@@ -177,7 +177,7 @@ impl OpenInterface {
         Ok(Self { netlink, index })
     }
 
-    /// What the kernel says that it has. Addresses of the link alone are the kernel's own, and neighbours come again by themselves.
+    /// What the kernel says that it has, but for neighbours. Addresses of the link alone are the kernel's own.
     fn read(&mut self) -> Result<InterfaceState, NetlinkError> {
         let mut state = InterfaceState::default();
         // Of this interface alone: others of the namespace may have thousands.
@@ -210,10 +210,27 @@ impl OpenInterface {
         is.addresses.retain(|address| there.addresses.contains(address));
         is.routes.retain(|to, via| there.routes.get(to) == Some(via));
         rules::keep_those_that_lead_to(&mut self.netlink, self.index, &mut is.rules)?;
-        if is != *had {
-            is.neighbours.clear();
+        if !is.neighbours.is_empty() {
+            let there = self.neighbours()?;
+            is.neighbours.retain(|address, mac| there.get(address) == Some(mac));
         }
         Ok(is)
+    }
+
+    /// Those that it was given.
+    fn neighbours(&mut self) -> Result<BTreeMap<IpAddr, MacAddress>, NetlinkError> {
+        let mut wanted = NeighbourMessage::default();
+        wanted.attributes.push(NeighbourAttribute::IfIndex(self.index));
+        let found = self.netlink.dump_some(RouteNetlinkMessage::GetNeighbour(wanted))?;
+        let neighbours = found.into_iter().filter_map(|object| match object {
+            RouteNetlinkMessage::NewNeighbour(message)
+                if message.header.ifindex == self.index && message.header.state == NeighbourState::Permanent =>
+            {
+                neighbour_of(&message)
+            }
+            _ => None,
+        });
+        Ok(neighbours.collect())
     }
 
     fn route_of(&self, message: &RouteMessage) -> Option<(IpNet, Option<IpAddr>)> {
@@ -346,6 +363,21 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let address = local
         .or_else(|| find(|attribute| if let AddressAttribute::Address(ip) = attribute { Some(*ip) } else { None }))?;
     IpNet::new(address, message.header.prefix_len).ok()
+}
+
+fn neighbour_of(message: &NeighbourMessage) -> Option<(IpAddr, MacAddress)> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => ip = Some(IpAddr::from(*address)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => ip = Some(IpAddr::from(*address)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(&bytes[..]).ok().map(MacAddress);
+            }
+            _ => {}
+        }
+    }
+    ip.zip(mac)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

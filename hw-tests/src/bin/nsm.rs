@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use ferrule_hw_tests::nsm::{cases, forwarder_cases, nat_cases, runner, trace_cases, vlan_cases};
+use ferrule_hw_tests::nsm::{cases, forwarder_cases, nat_cases, neighbour_cases, runner, trace_cases, vlan_cases};
 
 /// Connections of Network Service Mesh through our forwarder, in namespaces
 #[derive(Parser)]
@@ -20,6 +20,7 @@ fn main() -> Result<ExitCode> {
         .into_iter()
         .chain(forwarder_cases::all())
         .chain(nat_cases::all())
+        .chain(neighbour_cases::all())
         .chain(trace_cases::all())
         .chain(vlan_cases::all())
         .filter(|case| only.is_empty() || only.iter().any(|part| case.name.contains(part.as_str())))

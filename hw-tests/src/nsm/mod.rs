@@ -9,7 +9,8 @@
 //! - [`cases`]: what has to hold
 //! - [`driver`]: a client and endpoints that do what a case says; [`forwarder_cases`]: what has to hold whatever they do
 //! - [`trace_cases`]: what a collector is told
-//! - [`nat_cases`]: addresses that an endpoint has translated; [`vlan_cases`]: connections that leave the mesh into a VLAN
+//! - [`nat_cases`]: addresses that an endpoint has translated; [`vlan_cases`]: connections that leave the mesh into a VLAN;
+//!   [`neighbour_cases`]: whose MAC addresses nobody is asked for
 //! - [`runner`]: runs them, several at a time
 
 pub mod caller;
@@ -19,6 +20,7 @@ pub mod driver;
 pub mod forwarder_cases;
 pub mod mesh;
 pub mod nat_cases;
+pub mod neighbour_cases;
 pub mod node;
 pub mod pod;
 pub mod programs;
