@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::breakout::{Breakouts, VLAN};
-use super::context::Side;
+use super::context::{Side, limit_mtu};
 use super::end::{
     EndKind, IP, MeshEnd, beside_tunnel, is_tunnel_of, noop_of_another_node, open_namespace, preferences,
 };
@@ -28,6 +28,7 @@ use super::making::{Made, Makings, Removal};
 use super::next_hop::{Candidates, NextHops};
 use super::reservation::Reservation;
 use super::vxlan::TunnelSite;
+use super::wireguard::{self, WIREGUARD};
 use super::wish::{ClientEnd, ClientWish};
 
 /// Joins the ends of connections.
@@ -194,12 +195,12 @@ impl MeshForwarder {
             (Address::Unix(_), None, _) => Ok(beside_tunnel(payload, &self.priority)),
             // A VF is at the network of its NIC, and so is what is on another node.
             (Address::Tcp(_), Some(EndKind::Noop | EndKind::KernelVf | EndKind::Vfio), _) => Ok(noop_of_another_node()),
-            (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) if payload == IP => {
+            (Address::Tcp(_), Some(EndKind::Kernel | EndKind::Memif), Some(site)) if payload == IP => {
                 Ok(vec![self.means.wireguards.preference(&connection.id, site)?])
             }
             (Address::Tcp(_), Some(kind), _) if payload == IP && self.site.is_some() => {
                 Err(Status::unimplemented(format!(
-                    "the endpoint is on another node, and the payload is IP: that is WireGuard, which this forwarder has for KERNEL, and not for {}",
+                    "the endpoint is on another node, and the payload is IP: that is WireGuard, which this forwarder has for KERNEL and MEMIF, and not for {}",
                     kind.name()
                 )))
             }
@@ -230,7 +231,7 @@ impl MeshForwarder {
         let (means, mut answer) = (self.means.clone(), below.clone());
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
-        let (site, is_tunnel) = (self.site, asked.kind.is_none());
+        let (site, is_tunnel, carried) = (self.site, asked.kind.is_none(), asked.carried());
         let is_elsewhere = next.connection().peer().files().is_none();
         let may_leave = is_elsewhere && call.connection.payload != IP;
         // When the call is cut off, what is being made has its number and its port until it is undone.
@@ -243,8 +244,12 @@ impl MeshForwarder {
             }
             let vlan = (theirs.r#type == VLAN).then(|| means.breakouts.place(&answer, &theirs)).transpose()?;
             if let Some(place) = &vlan {
-                let (carried, context) = (Breakouts::mtu(place)?, answer.context.get_or_insert_default());
-                context.mtu = [context.mtu, carried].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
+                limit_mtu(&mut answer, Breakouts::mtu(place)?);
+            }
+            // Whoever has answered may have said more than that.
+            limit_mtu(&mut answer, carried);
+            if let Some(site) = site.filter(|_| theirs.r#type == WIREGUARD) {
+                limit_mtu(&mut answer, wireguard::mtu(&site));
             }
             let mut client = match site.filter(|_| is_tunnel) {
                 Some(site) => MeshEnd::remote(Side::Client, mechanism, &site)?,
@@ -398,7 +403,7 @@ impl Handler for MeshForwarder {
         let id = call.connection.id.clone();
         wire_name(&id)?;
         let mut asked = ClientWish::read(&call, self.site.as_ref(), &self.means).await?;
-        asked.limit_mtu(&mut call.connection);
+        limit_mtu(&mut call.connection, asked.carried());
         if let Some(only) = &asked.only {
             self.make_way(&id, only, until).await;
         }

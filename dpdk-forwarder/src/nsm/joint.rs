@@ -16,11 +16,13 @@ use super::end::{IP, MeshEnd, Port, mac, port_name};
 use super::interface::{InterfacePlace, InterfaceState};
 use super::nat::AddressTranslation;
 use super::reservation::{Holders, Reservation};
+use super::secure_interface::SecureInterface;
+use super::secure_port::{SecurePort, SecureWire};
 use super::tunnel::{TunnelInterface, TunnelMark};
 use super::vf::{VfEnd, VfLender, VfLink};
 use super::vxlan::{Vnis, Vxlan};
 use super::wireguard::WireGuardPeer;
-use super::wireguard_ends::{SecureTunnel, WireGuardEnds};
+use super::wireguard_ends::{NoKeyError, WireGuardEnds};
 use crate::wires::Wires;
 
 /// What is made for a connection.
@@ -41,7 +43,9 @@ enum Carrier {
     /// A device of the kernel, since the other end is on another node.
     Tunnel(TunnelInterface),
     /// An interface of ours, of packets to an end on another node.
-    Secure(SecureTunnel),
+    Secure(SecureInterface),
+    /// A wire of packets to an end on another node.
+    SecureWire(Box<SecureWire>),
     /// A wire into a VLAN of a device of the node.
     Breakout(Box<Breakout>),
     /// Such a device of the kernel, and a wire to an end that is none.
@@ -170,7 +174,12 @@ impl Joint {
         let vni = match &self.carrier {
             Carrier::Tunnel(tunnel) => Some(tunnel.vxlan.vni),
             Carrier::Bridge(bridge) => Some(bridge.tunnel.vxlan.vni),
-            Carrier::Wire(_) | Carrier::Breakout(_) | Carrier::Secure(_) | Carrier::Nic(_) | Carrier::Outside => None,
+            Carrier::Wire(_)
+            | Carrier::Breakout(_)
+            | Carrier::Secure(_)
+            | Carrier::SecureWire(_)
+            | Carrier::Nic(_)
+            | Carrier::Outside => None,
         };
         means.vnis.settle(&self.id, vni);
     }
@@ -242,10 +251,17 @@ impl Carrier {
             let (mac, mark) = (Some(mac(side, connection)?), TunnelMark::new(owner, &connection.id));
             Ok::<_, Status>(Self::Tunnel(TunnelInterface { place, vxlan, mark, mac, mtu: mtu(connection) }))
         };
+        let secure_mtu = || mtu(connection).ok_or_else(|| Status::invalid_argument("a tunnel without an MTU"));
         let secure = |end: &MeshEnd, peer: WireGuardPeer| {
             let place = end.place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
-            let mtu = mtu(connection).ok_or_else(|| Status::invalid_argument("a tunnel without an MTU"))?;
-            Ok::<_, Status>(Self::Secure(SecureTunnel { connection: connection.id.clone(), place, peer, mtu }))
+            let (connection, mtu) = (connection.id.clone(), secure_mtu()?);
+            Ok::<_, Status>(Self::Secure(SecureInterface { connection, place, peer, mtu }))
+        };
+        let secure_wire = |peer: WireGuardPeer, ends: &dyn Fn(EndSpec) -> [EndSpec; 2]| {
+            let end = means.wireguards.get(&connection.id).ok_or_else(|| Status::aborted(NoKeyError.to_string()))?;
+            let port = SecurePort { connection: connection.id.clone(), end, mtu: secure_mtu()? };
+            let wire = wire(ends(EndSpec::External(port.into())))?;
+            Ok::<_, Status>(Self::SecureWire(Box::new(SecureWire { wire, connection: connection.id.clone(), peer })))
         };
         let vf = |side: Side, end: &VfEnd| {
             let before = match before {
@@ -274,8 +290,14 @@ impl Carrier {
             (Port::Tunnel(vxlan), Port::Local(end)) => bridge(*vxlan, &|tap| [tap, end.clone()]),
             (Port::Local(EndSpec::Kernel(_)), Port::Secure(peer)) => secure(client, *peer),
             (Port::Secure(peer), Port::Local(EndSpec::Kernel(_))) => secure(endpoint, *peer),
+            (Port::Local(end @ EndSpec::Memif(_)), Port::Secure(peer)) => {
+                secure_wire(*peer, &|port| [end.clone(), port])
+            }
+            (Port::Secure(peer), Port::Local(end @ EndSpec::Memif(_))) => {
+                secure_wire(*peer, &|port| [port, end.clone()])
+            }
             (Port::Secure(_), Port::Local(_)) | (Port::Local(_), Port::Secure(_)) => {
-                Err(Status::unimplemented("between nodes packets without Ethernet are for KERNEL only"))
+                Err(Status::unimplemented("between nodes packets without Ethernet are for KERNEL and MEMIF only"))
             }
             (Port::Local(end), Port::Vlan(place)) => breakout(end, place),
             (_, Port::Vlan(_)) | (Port::Vlan(_), _) => {
@@ -294,9 +316,10 @@ impl Carrier {
     /// Whether making it changes the other one into it. If not, that must go first.
     fn changes(&self, before: &Self) -> bool {
         match (self, before) {
-            (Self::Wire(_), Self::Wire(_)) | (Self::Bridge(_), Self::Bridge(_)) | (Self::Outside, Self::Outside) => {
-                true
-            }
+            (Self::Wire(_), Self::Wire(_))
+            | (Self::Bridge(_), Self::Bridge(_))
+            | (Self::SecureWire(_), Self::SecureWire(_))
+            | (Self::Outside, Self::Outside) => true,
             (Self::Breakout(breakout), Self::Breakout(before)) => Arc::ptr_eq(&breakout.room, &before.room),
             (Self::Tunnel(tunnel), Self::Tunnel(before)) => tunnel.place == before.place,
             (Self::Secure(tunnel), Self::Secure(before)) => tunnel.place == before.place,
@@ -335,6 +358,10 @@ impl Carrier {
             Self::Wire(wire) => put(wire),
             Self::Tunnel(own) => tunnel(own),
             Self::Secure(own) => own.make(&means.wireguards).map_err(|error| failed(error.to_string())),
+            Self::SecureWire(secure) => {
+                secure.tell(&means.wireguards).map_err(|error| failed(error.to_string()))?;
+                put(&secure.wire)
+            }
             Self::Bridge(bridge) => {
                 let is_new = put(&bridge.wire)?;
                 tunnel(&bridge.tunnel)?;
@@ -363,6 +390,7 @@ impl Carrier {
         match self {
             Self::Wire(own) => wire(own),
             Self::Breakout(breakout) => wire(&breakout.wire),
+            Self::SecureWire(secure) => wire(&secure.wire),
             Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| internal(&error)),
             Self::Secure(tunnel) => {
                 tunnel.remove(&means.wireguards);
@@ -388,6 +416,7 @@ impl Carrier {
             Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
             Self::Bridge(bridge) => wires.status(&bridge.wire.name).map(|status| status.directions),
             Self::Breakout(breakout) => wires.status(&breakout.wire.name).map(|status| status.directions),
+            Self::SecureWire(secure) => wires.status(&secure.wire.name).map(|status| status.directions),
             // Its frames are the NIC's.
             Self::Nic(_) | Self::Outside => None,
             Self::Secure(tunnel) => tunnel.traffic(wireguards),

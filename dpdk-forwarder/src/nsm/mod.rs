@@ -7,7 +7,8 @@
 //! - `handler`: one connection, from the request to its close; `wish`: what the client asks for; `next_hop`: who comes next
 //! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
 //! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
-//! - `wireguard`: the same for payload IP; `secure_tunnel`: its interface and who encrypts; `wireguard_ends`: the key, the port and what runs
+//! - `wireguard`: the same for payload IP; `secure_tunnel`: who encrypts; `secure_interface`, `secure_port`: whose packets, those of an interface or
+//!   of a wire; `wireguard_ends`: the key, the port and what runs
 //! - `bridge`: a tunnel for an end that is no interface of the kernel
 //! - `device_selector`, `breakout`: connections that leave the mesh into a VLAN of a device
 //! - `making`: what a call has made that nobody waits for any more is undone, and what is removed comes before what is made anew;
@@ -47,6 +48,10 @@ mod next_hop;
 mod reservation;
 #[cfg(feature = "nsm")]
 mod rules;
+#[cfg(feature = "nsm")]
+mod secure_interface;
+#[cfg(feature = "nsm")]
+mod secure_port;
 #[cfg(feature = "nsm")]
 mod secure_tunnel;
 #[cfg(feature = "nsm")]

@@ -1,93 +1,90 @@
-//! A WireGuard tunnel in this process: packets of a TUN device in the namespace of a client or an endpoint, encrypted, over a UDP socket of
-//! our own namespace.
+//! A WireGuard tunnel in this process: packets of an interface or of a wire's end, encrypted, over a UDP socket of our own namespace.
 //!
 //! Threads of their own carry all tunnels: what encrypts must not keep calls waiting.
 
 use std::io;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use defguard_boringtun::noise::{Tunn, TunnResult};
 use defguard_boringtun::x25519::StaticSecret;
-use ferrule_dataplane::port::kernel::create_tun;
-use ferrule_dataplane::spec::{KernelSpec, NetNs};
 use ferrule_dataplane::status::{DropReason, Traffic};
-use ferrule_ffi::tun::Tun;
 use nix::errno::Errno;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::interface::InterfacePlace;
 use super::wireguard::WireGuardPeer;
 
-/// A tunnel that runs. Its interface is there as long as it does.
+/// Where the packets of a tunnel come from and go to.
+pub(super) trait Packets: Send + 'static {
+    /// The next packet, into a buffer that has room for it. When the wait for it is given up, none is lost.
+    fn next(&mut self, buffer: &mut [u8]) -> impl Future<Output = io::Result<usize>> + Send;
+
+    /// The same, if it is there already.
+    fn next_now(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Takes one that has come, if it has room.
+    fn put(&mut self, packet: &[u8]) -> io::Result<()>;
+}
+
+/// A tunnel that runs.
 pub(super) struct RunningTunnel {
-    place: InterfacePlace,
+    /// Where its interface is, if it has one.
+    place: Option<InterfacePlace>,
     mtu: u32,
-    peer: watch::Sender<WireGuardPeer>,
-    counters: Arc<Counters>,
+    counters: Arc<TunnelCounters>,
     task: JoinHandle<()>,
 }
 
-/// What the kernel did not do.
-#[derive(Debug, thiserror::Error)]
-#[error("make the tunnel {} in {}: {problem}", place.name, NetNs::Open(place.netns.clone()))]
-pub(super) struct SecureTunnelError {
-    place: InterfacePlace,
-    problem: String,
-}
-
-impl SecureTunnelError {
-    /// Of the tunnel in this place.
-    pub(super) fn new(place: &InterfacePlace, problem: String) -> Self {
-        Self { place: place.clone(), problem }
-    }
-}
-
 impl RunningTunnel {
-    /// Makes the interface, and carries its packets. Blocks.
-    pub(super) fn start(
-        place: &InterfacePlace,
+    /// Carries packets of up to `mtu` bytes, with one other side after the other. `open` is called where the packets can be waited for.
+    pub(super) fn start<P: Packets>(
+        place: Option<InterfacePlace>,
         mtu: u32,
-        peer: WireGuardPeer,
+        open: impl FnOnce() -> io::Result<P>,
+        peers: watch::Receiver<Option<WireGuardPeer>>,
         secret: &StaticSecret,
         socket: &UdpSocket,
-    ) -> Result<Self, SecureTunnelError> {
-        let failed = |problem: String| SecureTunnelError::new(place, problem);
-        let threads = threads().as_ref().map_err(|error| failed(format!("start threads: {error}")))?;
-        let netns = Some(NetNs::Open(place.netns.clone()));
-        let spec = KernelSpec { netns, mtu: Some(mtu), ..KernelSpec::new(place.name.clone()) };
-        let socket = socket.try_clone().map_err(|error| failed(format!("its socket: {error}")))?;
-        let tun = create_tun(&spec).map_err(|error| failed(error.to_string()))?;
-        let (peer, peers) = watch::channel(peer);
-        let counters = Arc::<Counters>::default();
-        let (secret, counted, interface) = (secret.clone(), Arc::clone(&counters), place.name.to_string());
+    ) -> io::Result<Self> {
+        let threads =
+            threads().as_ref().map_err(|error| io::Error::new(error.kind(), format!("start threads: {error}")))?;
+        let _inside = threads.enter();
+        let (packets, socket) = (open()?, tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
+        let counters = Arc::<TunnelCounters>::default();
+        let (secret, counted) = (secret.clone(), Arc::clone(&counters));
         let task = threads.spawn(async move {
-            if let Err(error) = carry(tun, socket, secret, peers, &counted, mtu).await {
-                tracing::warn!(interface, %error, "a tunnel carries nothing any more");
+            match carry(packets, socket, secret, peers, &counted, mtu).await {
+                // Somebody has deleted the interface, or its namespace: that is no failure of ours.
+                Err(error) if error.raw_os_error() != Some(Errno::EBADFD as i32) => {
+                    tracing::warn!(%error, "a tunnel carries nothing any more");
+                }
+                _ => {}
             }
         });
-        Ok(Self { place: place.clone(), mtu, peer, counters, task })
+        Ok(Self { place, mtu, counters, task })
     }
 
     /// Whether it has an interface in this place, with this MTU.
-    pub(super) fn is_there(&self, place: &InterfacePlace, mtu: u32) -> bool {
-        self.place == *place && self.mtu == mtu && !self.task.is_finished()
+    pub(super) fn is_at(&self, place: &InterfacePlace, mtu: u32) -> bool {
+        self.place.as_ref() == Some(place) && self.mtu == mtu && !self.task.is_finished()
     }
 
-    /// The other side is this one from now on.
-    pub(super) fn change(&self, peer: WireGuardPeer) {
-        self.peer.send_if_modified(|is| std::mem::replace(is, peer) != peer);
+    /// What has crossed.
+    pub(super) fn counters(&self) -> &Arc<TunnelCounters> {
+        &self.counters
     }
 
-    /// What has crossed: sent, and received.
-    pub(super) fn traffic(&self) -> [Traffic; 2] {
-        [self.counters.sent.read(), self.counters.received.read()]
+    /// Ends it from elsewhere.
+    pub(super) fn abort_handle(&self) -> AbortHandle {
+        self.task.abort_handle()
     }
 
     /// Ends it, and returns when its interface is gone. Blocks.
@@ -108,20 +105,28 @@ fn threads() -> &'static io::Result<Runtime> {
     })
 }
 
+/// What has crossed a tunnel.
 #[derive(Default)]
-struct Counters {
-    sent: Counter,
-    received: Counter,
+pub(super) struct TunnelCounters {
+    sent: PacketCounter,
+    received: PacketCounter,
+}
+
+impl TunnelCounters {
+    /// Sent, and received.
+    pub(super) fn read(&self) -> [Traffic; 2] {
+        [self.sent.read(), self.received.read()]
+    }
 }
 
 #[derive(Default)]
-struct Counter {
+struct PacketCounter {
     packets: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
 }
 
-impl Counter {
+impl PacketCounter {
     fn count(&self, len: usize, carried: bool) {
         if carried {
             self.packets.fetch_add(1, Ordering::Relaxed);
@@ -139,52 +144,41 @@ impl Counter {
     }
 }
 
-/// Carries packets both ways, with one other side after the other, until the interface is gone or the task is ended.
-#[expect(
-    deprecated,
-    reason = "unsafe only for types that do not own their descriptor; ours does, and the successor is an unsafe fn"
-)]
+/// Carries packets both ways, with one other side after the other, until there are none any more or the task is ended.
 async fn carry(
-    tun: Tun,
-    socket: UdpSocket,
+    mut packets: impl Packets,
+    socket: tokio::net::UdpSocket,
     secret: StaticSecret,
-    mut peers: watch::Receiver<WireGuardPeer>,
-    counters: &Counters,
+    mut peers: watch::Receiver<Option<WireGuardPeer>>,
+    counters: &TunnelCounters,
     mtu: u32,
 ) -> io::Result<()> {
-    let (tun, socket) = (AsyncFd::new(tun)?, tokio::net::UdpSocket::from_std(socket)?);
     // A packet that is longer, since somebody has changed the interface, is cut, and does not arrive.
-    let packet_max = usize::try_from(mtu.max(MTU_MIN)).unwrap_or(usize::MAX / 2);
+    let packet_max = packet_max(mtu);
     let (mut packet, mut other) = (vec![0; packet_max + HEADERS_MAX], vec![0; packet_max + HEADERS_MAX]);
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let peer = *peers.borrow_and_update();
+        let known = peers.wait_for(Option::is_some).await.ok().and_then(|known| *known);
+        let Some(peer) = known else { return Ok(()) };
         let tunn = Tunn::new(secret.clone(), peer.key, None, Some(KEEPALIVE), 1, None);
-        let mut session =
-            Session { tunn, peer, tun: &tun, socket: &socket, counters, is_silent: false, is_reached: false };
+        let mut session = Session { tunn, peer, socket: &socket, counters, is_silent: false, is_reached: false };
         session.reach(&mut other).await;
         loop {
             tokio::select! {
-                ready = tun.readable() => {
-                    let mut ready = ready?;
-                    for _ in 0..BURST {
-                        match tun.get_ref().read(&mut packet[..packet_max]) {
-                            Ok(len) => session.outgoing(&packet[..len], &mut other).await,
-                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                                ready.clear_ready();
-                                break;
-                            }
-                            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                            Err(error) => return gone(error),
-                        }
+                next = packets.next(&mut packet[..packet_max]) => {
+                    let (mut next, mut count) = (Some(next?), 0);
+                    while let Some(len) = next {
+                        session.outgoing(&packet[..len], &mut other).await;
+                        count += 1;
+                        next = if count < BURST { packets.next_now(&mut packet[..packet_max])? } else { None };
                     }
                 }
                 ready = socket.readable(), if session.is_reached => {
                     ready?;
                     for _ in 0..BURST {
                         match socket.try_recv(&mut packet) {
-                            Ok(len) => session.incoming(&packet[..len], &mut other).await,
+                            Ok(len) => session.incoming(&mut packets, &packet[..len], &mut other).await,
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                             // The other side is not there yet, or not any more: it says so itself when it is.
                             Err(_) => {}
@@ -203,18 +197,26 @@ async fn carry(
     }
 }
 
-/// Somebody has deleted the interface, or its namespace: that is no failure of ours.
-fn gone(error: io::Error) -> io::Result<()> {
-    if error.raw_os_error() == Some(Errno::EBADFD as i32) { Ok(()) } else { Err(error) }
+/// A descriptor whose packets are waited for where tunnels run.
+#[expect(
+    deprecated,
+    reason = "unsafe only for types that do not own their descriptor; these do, and the successor is an unsafe fn"
+)]
+pub(super) fn waited_for<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
+}
+
+/// The longest packet that is carried: the other side's link may carry more than ours.
+pub(super) fn packet_max(mtu: u32) -> usize {
+    usize::try_from(mtu.max(MTU_MIN)).unwrap_or(usize::MAX / 2)
 }
 
 /// The tunnel with one other side.
 struct Session<'a> {
     tunn: Tunn,
     peer: WireGuardPeer,
-    tun: &'a AsyncFd<Tun>,
     socket: &'a tokio::net::UdpSocket,
-    counters: &'a Counters,
+    counters: &'a TunnelCounters,
     /// Whether it has been told that nobody answers.
     is_silent: bool,
     /// Whether there is a way to it.
@@ -244,7 +246,7 @@ impl Session<'_> {
             return self.counters.sent.count(packet.len(), false);
         }
         let done = match self.tunn.encapsulate(packet, buffer) {
-            // While the socket has no room, the kernel holds back what is behind.
+            // While the socket has no room, what is behind is held back.
             TunnResult::WriteToNetwork(message) => {
                 send(self.socket, message).await;
                 Ok(())
@@ -256,7 +258,7 @@ impl Session<'_> {
         self.counters.sent.count(packet.len(), done.is_ok());
     }
 
-    async fn incoming(&mut self, message: &[u8], buffer: &mut [u8]) {
+    async fn incoming(&mut self, packets: &mut impl Packets, message: &[u8], buffer: &mut [u8]) {
         // An empty message asks for what has waited.
         let mut next = message;
         loop {
@@ -266,8 +268,8 @@ impl Session<'_> {
                     if std::mem::take(&mut self.is_silent) {
                         tracing::info!(peer = %self.peer.address, "the other side of a tunnel answers again");
                     }
-                    let written = self.tun.get_ref().write(packet);
-                    self.counters.received.count(packet.len(), written.is_ok());
+                    let taken = packets.put(packet);
+                    self.counters.received.count(packet.len(), taken.is_ok());
                     return;
                 }
                 TunnResult::Err(error) => {
@@ -310,70 +312,6 @@ const BURST: usize = 64;
 const KEEPALIVE: u16 = 10;
 /// How often handshakes and keys are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// The other side's link may carry more than ours.
 const MTU_MIN: u32 = 1500;
 /// More than WireGuard adds, and than a handshake has.
 const HEADERS_MAX: usize = 256;
-
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-    use std::os::fd::OwnedFd;
-    use std::thread;
-
-    use defguard_boringtun::x25519::PublicKey;
-    use ferrule_dataplane::port::kernel::message::{Link, link_request, up_request};
-    use ferrule_dataplane::spec::OpenNetNs;
-    use ferrule_ffi::netlink::Netlink;
-    use ferrule_ffi::netns;
-    use netlink_packet_route::RouteNetlinkMessage;
-    use netlink_packet_route::link::LinkFlags;
-
-    use super::super::interface::InterfaceState;
-    use super::*;
-
-    #[test]
-    fn a_tunnel_to_whom_there_is_no_way_for_a_moment_begins_when_there_is_one() {
-        let name = "a_tunnel_to_whom_there_is_no_way_for_a_moment_begins_when_there_is_one";
-        let (Ok(node), Ok(pod)) = (netns::NetNs::private(), netns::NetNs::private()) else {
-            return println!("skipped: {name}: lacks namespaces of its own");
-        };
-        let pod = OpenNetNs::try_from(OwnedFd::from(pod)).unwrap();
-        let place = InterfacePlace { netns: pod, name: "nsm-1".parse().unwrap() };
-        let test = || {
-            let mut netlink = Netlink::open().unwrap();
-            let lo = Link::named(&mut netlink, "lo").unwrap().index;
-            let mut down = link_request(RouteNetlinkMessage::SetLink, lo, Vec::new());
-            if let RouteNetlinkMessage::SetLink(link) = &mut down.message {
-                link.header.change_mask = LinkFlags::Up;
-            }
-            netlink.request(up_request(lo)).unwrap();
-            let [near, far] = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| UdpSocket::bind(address).unwrap());
-            near.set_nonblocking(true).unwrap();
-            far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            netlink.request(down).unwrap();
-            let address: SocketAddr = far.local_addr().unwrap();
-            let (secret, theirs) = (StaticSecret::random(), StaticSecret::random());
-            let peer = WireGuardPeer { address, key: PublicKey::from(&theirs), waits: true };
-            let tunnel = match RunningTunnel::start(&place, 1400, peer, &secret, &near) {
-                Ok(tunnel) => tunnel,
-                Err(error) => return println!("skipped: {name}: lacks a TUN device ({error})"),
-            };
-            let addresses = ["10.9.0.1/24".parse().unwrap()].into();
-            place.set_up(&InterfaceState { addresses, ..InterfaceState::default() }, true).unwrap();
-            let pod = NetNs::Open(place.netns.clone()).open().unwrap();
-            let sender = pod.run(|| UdpSocket::bind("10.9.0.1:0")).unwrap().unwrap();
-            // Until then it has not tried.
-            while tunnel.traffic()[0].dropped() == 0 && tunnel.is_there(&place, 1400) {
-                let _ = sender.send_to(&[1], "10.9.0.2:9");
-                thread::yield_now();
-            }
-            netlink.request(up_request(lo)).unwrap();
-            let length = far.recv(&mut [0; 2048]);
-            tunnel.stop();
-            // The first message of a handshake.
-            assert_eq!(length.unwrap(), 148);
-        };
-        node.run(test).unwrap();
-    }
-}

@@ -1,16 +1,18 @@
 //! Our ends of WireGuard tunnels: a key and a port for each connection, and what runs once the other side is known.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use defguard_boringtun::x25519::{PublicKey, StaticSecret};
-use ferrule_dataplane::status::Traffic;
 use ferrule_nsm::proto::connection::Mechanism;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tonic::Status;
 
 use super::interface::InterfacePlace;
-use super::secure_tunnel::{RunningTunnel, SecureTunnelError};
+use super::secure_tunnel::{Packets, RunningTunnel, TunnelCounters};
 use super::vxlan::{MTU, REMOTE, TunnelSite, parameter};
 use super::wireguard::{WIREGUARD, WireGuardPeer, mtu, own_parameters};
 
@@ -19,12 +21,19 @@ use super::wireguard::{WIREGUARD, WireGuardPeer, mtu, own_parameters};
 pub(super) struct WireGuardEnds(Mutex<BTreeMap<String, Arc<WireGuardEnd>>>);
 
 /// One of them: a key and a port for each connection, so that what one sends never is another's.
-struct WireGuardEnd {
+pub(super) struct WireGuardEnd {
     secret: StaticSecret,
     socket: UdpSocket,
-    /// What runs, once the other side is known.
+    /// The other side, once it is known.
+    peer: watch::Sender<Option<WireGuardPeer>>,
+    /// What runs.
     running: Mutex<Option<RunningTunnel>>,
 }
+
+/// The connection has no key and no port any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the key of the tunnel is gone: ask again")]
+pub(super) struct NoKeyError;
 
 impl WireGuardEnds {
     /// That of a connection, which has one from now on.
@@ -37,14 +46,22 @@ impl WireGuardEnds {
         let socket = socket.map_err(|error| {
             Status::resource_exhausted(format!("open a UDP port of {address}, `tunnel_ip`, for a tunnel: {error}"))
         })?;
-        let end = Arc::new(WireGuardEnd { secret: StaticSecret::random(), socket, running: Mutex::default() });
+        let (secret, peer, running) = (StaticSecret::random(), watch::Sender::default(), Mutex::default());
+        let end = Arc::new(WireGuardEnd { secret, socket, peer, running });
         all.insert(id.to_owned(), Arc::clone(&end));
         Ok(end)
     }
 
     /// That of a connection, if it has one.
-    fn get(&self, id: &str) -> Option<Arc<WireGuardEnd>> {
+    pub(super) fn get(&self, id: &str) -> Option<Arc<WireGuardEnd>> {
         self.lock().get(id).cloned()
+    }
+
+    /// That of a connection, whose other side is this one from now on.
+    pub(super) fn tell(&self, id: &str, peer: WireGuardPeer) -> Result<Arc<WireGuardEnd>, NoKeyError> {
+        let end = self.get(id).ok_or(NoKeyError)?;
+        end.peer.send_if_modified(|is| is.replace(peer) != Some(peer));
+        Ok(end)
     }
 
     /// The connection is there no more.
@@ -83,46 +100,66 @@ impl WireGuardEnds {
     }
 }
 
-/// One end of a tunnel, as an interface.
-#[derive(Clone, Debug)]
-pub(super) struct SecureTunnel {
-    pub(super) connection: String,
-    pub(super) place: InterfacePlace,
-    pub(super) peer: WireGuardPeer,
-    pub(super) mtu: u32,
-}
-
-impl SecureTunnel {
-    /// Makes it, unless it is there; the other side may be another one than before. Whether its interface is new. Blocks.
-    pub(super) fn make(&self, ends: &WireGuardEnds) -> Result<bool, SecureTunnelError> {
-        let end = ends.get(&self.connection);
-        let end = end.ok_or_else(|| SecureTunnelError::new(&self.place, "its key is gone: ask again".to_owned()))?;
-        let mut running = end.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(is) = running.as_ref().filter(|is| is.is_there(&self.place, self.mtu)) {
-            is.change(self.peer);
+impl WireGuardEnd {
+    /// Carries the packets of an interface in this place, unless it does so already. Whether it is new. Blocks.
+    pub(super) fn run_at<P: Packets>(
+        &self,
+        place: &InterfacePlace,
+        mtu: u32,
+        open: impl FnOnce() -> io::Result<P>,
+    ) -> io::Result<bool> {
+        let mut running = self.running();
+        if running.as_ref().is_some_and(|is| is.is_at(place, mtu)) {
             return Ok(false);
         }
+        self.start(&mut running, Some(place.clone()), mtu, open).map(|_| true)
+    }
+
+    /// Carries other packets than before. What ends it, and what has crossed. Blocks.
+    pub(super) fn run<P: Packets>(
+        &self,
+        mtu: u32,
+        open: impl FnOnce() -> io::Result<P>,
+    ) -> io::Result<(AbortHandle, Arc<TunnelCounters>)> {
+        let mut running = self.running();
+        let started = self.start(&mut running, None, mtu, open)?;
+        Ok((started.abort_handle(), Arc::clone(started.counters())))
+    }
+
+    fn start<'a, P: Packets>(
+        &self,
+        running: &'a mut Option<RunningTunnel>,
+        place: Option<InterfacePlace>,
+        mtu: u32,
+        open: impl FnOnce() -> io::Result<P>,
+    ) -> io::Result<&'a RunningTunnel> {
         if let Some(before) = running.take() {
             before.stop();
         }
-        *running = Some(RunningTunnel::start(&self.place, self.mtu, self.peer, &end.secret, &end.socket)?);
-        Ok(true)
+        let started = RunningTunnel::start(place, mtu, open, self.peer.subscribe(), &self.secret, &self.socket)?;
+        Ok(running.insert(started))
     }
 
-    /// Removes it with its interface, if it is there. Blocks.
-    pub(super) fn remove(&self, ends: &WireGuardEnds) {
-        let Some(end) = ends.get(&self.connection) else { return };
-        let running = end.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Carries nothing any more. Blocks.
+    pub(super) fn stop(&self) {
+        let running = self.running().take();
         if let Some(running) = running {
             running.stop();
         }
     }
 
-    /// What has crossed: sent, and received.
-    pub(super) fn traffic(&self, ends: &WireGuardEnds) -> Option<[Traffic; 2]> {
-        let end = ends.get(&self.connection)?;
-        let running = end.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().map(RunningTunnel::traffic)
+    /// What has crossed, if something runs.
+    pub(super) fn counters(&self) -> Option<Arc<TunnelCounters>> {
+        self.running().as_ref().map(|running| Arc::clone(running.counters()))
+    }
+
+    /// The other side, if it is known.
+    pub(super) fn peer(&self) -> Option<WireGuardPeer> {
+        *self.peer.borrow()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<RunningTunnel>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ferrule_nsm::files::Inode;
-use ferrule_nsm::proto::connection::{Connection, Mechanism};
+use ferrule_nsm::proto::connection::Mechanism;
 use ferrule_nsm::service::{Call, MechanismFiles};
 use ferrule_nsm::transport::Peer;
 use tonic::Status;
@@ -76,13 +76,10 @@ impl ClientWish {
         Ok(())
     }
 
-    /// The links carry no more than the tunnel does.
-    pub(super) fn limit_mtu(&self, connection: &mut Connection) {
-        if self.kind.is_none() {
-            let mtu = self.mechanism.parameters.get(MTU).and_then(|mtu| mtu.parse().ok()).unwrap_or(0);
-            let context = connection.context.get_or_insert_default();
-            context.mtu = [context.mtu, mtu].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
-        }
+    /// What the client's end carries, if it is a tunnel; 0: nobody has said.
+    pub(super) fn carried(&self) -> u32 {
+        let mtu = self.mechanism.parameters.get(MTU).filter(|_| self.kind.is_none());
+        mtu.and_then(|mtu| mtu.parse().ok()).unwrap_or(0)
     }
 }
 

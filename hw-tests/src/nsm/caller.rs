@@ -63,17 +63,22 @@ impl Caller {
 pub struct Served(AbortHandle);
 
 impl Served {
-    /// Serves at a socket as `caller`, and waits until it is registered at a manager.
-    pub fn start<H: Handler>(caller: &Caller, name: &str, socket: PathBuf, manager: &str, handler: H) -> Result<Self> {
+    /// Serves at a socket as `caller` what carries a payload, and waits until it is registered at a manager.
+    pub fn start<H: Handler>(
+        caller: &Caller,
+        (name, payload): (&str, &str),
+        socket: PathBuf,
+        manager: &str,
+        handler: H,
+    ) -> Result<Self> {
         let kept = KeptConnection::new(manager.parse()?, caller.identity.clone(), DialOptions::default());
         let registry = Arc::new(RegistryClient::new(kept, REGISTRY_TIMEOUT));
         let (registered, is_registered) = oneshot::channel();
-        let (name, identity) = (name.to_owned(), caller.identity.clone());
+        let (name, payload, identity) = (name.to_owned(), payload.to_owned(), caller.identity.clone());
         let serving = caller.runtime.spawn(async move {
             let calls = ConnectionServer::new(&name, TOKEN_LIFETIME, handler);
             let address = Address::Unix(socket.clone());
             let listener = Listener::bind(&address, identity, Allowed::AnyTrusted, ListenLimits::default()).await?;
-            let payload = "ETHERNET".to_owned();
             registry.register_service(&NetworkService { name: name.clone(), payload, ..Default::default() }).await?;
             let network_service_names = vec![name.clone()];
             let endpoint = NetworkServiceEndpoint { name, network_service_names, ..NetworkServiceEndpoint::default() };

@@ -18,17 +18,16 @@ pub(in crate::nsm) fn preferences(client: EndKind, payload: &str, priority: &[St
         return [EndKind::Noop, EndKind::Kernel, EndKind::Vfio].map(|kind| mechanism(LOCAL, kind)).into();
     }
     // Without Ethernet headers a frame goes to its own kind only.
-    let mut kinds: Vec<_> = EndKind::JOINED.into_iter().filter(|kind| payload != IP || *kind == client).collect();
-    let rank = |kind: &EndKind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
-    kinds.sort_by_key(rank);
-    kinds.into_iter().map(|kind| mechanism(LOCAL, kind)).collect()
+    ranked(EndKind::JOINED.into_iter().filter(|kind| payload != IP || *kind == client), priority)
 }
 
-/// What we can have at an endpoint of this node, beside a tunnel, best first: a device of the kernel is one already.
+/// What we can have at an endpoint of this node, beside a tunnel, best first: a device of the kernel is one already. A tunnel of packets has
+/// no Ethernet header for VHOST_USER.
 pub(in crate::nsm) fn beside_tunnel(payload: &str, priority: &[String]) -> Vec<Mechanism> {
     let kernel = std::iter::once(EndKind::Kernel.name().to_owned());
     let priority: Vec<_> = priority.iter().cloned().chain(kernel).collect();
-    preferences(EndKind::Kernel, payload, &priority)
+    let can_have = |kind: &EndKind| payload != IP || *kind != EndKind::VhostUser;
+    ranked(EndKind::JOINED.into_iter().filter(can_have), &priority)
 }
 
 /// Whether a mechanism is a tunnel that carries such a payload.
@@ -39,6 +38,13 @@ pub(in crate::nsm) fn is_tunnel_of(mechanism: &Mechanism, payload: &str) -> bool
 /// What another node is asked for where nothing has to be made.
 pub(in crate::nsm) fn noop_of_another_node() -> Vec<Mechanism> {
     vec![mechanism(REMOTE, EndKind::Noop)]
+}
+
+/// Those that somebody wants first, first.
+fn ranked(kinds: impl Iterator<Item = EndKind>, priority: &[String]) -> Vec<Mechanism> {
+    let mut kinds: Vec<_> = kinds.collect();
+    kinds.sort_by_key(|kind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX));
+    kinds.into_iter().map(|kind| mechanism(LOCAL, kind)).collect()
 }
 
 fn mechanism(class: &str, kind: EndKind) -> Mechanism {
@@ -73,12 +79,13 @@ mod tests {
 
     #[test]
     fn an_endpoint_beside_a_tunnel_is_asked_for_what_is_one_already_unless_told_otherwise() {
-        let names = |priority: &[&str]| {
+        let names = |payload, priority: &[&str]| {
             let priority: Vec<_> = priority.iter().map(|name| (*name).to_owned()).collect();
-            beside_tunnel("ETHERNET", &priority).into_iter().map(|mechanism| mechanism.r#type).collect::<Vec<_>>()
+            beside_tunnel(payload, &priority).into_iter().map(|mechanism| mechanism.r#type).collect::<Vec<_>>()
         };
-        assert_eq!(names(&[]), ["KERNEL", "MEMIF", "VHOST_USER"]);
-        assert_eq!(names(&["VHOST_USER"]), ["VHOST_USER", "KERNEL", "MEMIF"]);
+        assert_eq!(names("ETHERNET", &[]), ["KERNEL", "MEMIF", "VHOST_USER"]);
+        assert_eq!(names("ETHERNET", &["VHOST_USER"]), ["VHOST_USER", "KERNEL", "MEMIF"]);
+        assert_eq!(names("IP", &[]), ["KERNEL", "MEMIF"]);
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl BadCaller {
     fn hangs(&self, mesh: &mut Mesh, wanted: Mechanism, files: &[Arc<OwnedFd>]) -> Result<()> {
         let (socket, manager) = (mesh.path("hanging.sock"), mesh.near().manager_url());
         let (asked, is_asked) = mpsc::channel();
-        let _serving = Served::start(&self.caller, "hanging", socket, &manager, Hanging(asked))?;
+        let _serving = Served::start(&self.caller, ("hanging", "ETHERNET"), socket, &manager, Hanging(asked))?;
         let mut message = request(NAME, "bad-hanging", "hanging", wanted);
         let (name, id) = (mesh.near().forwarder_name(), HANGING_ID.to_owned());
         let path = message.connection.as_mut().and_then(|connection| connection.path.as_mut());

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ferrule_bench::traffic::{Addresses, Pattern, Sink};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{MacAddress, MemifSpec, NetNs, Role, SocketAddress};
+use ferrule_dataplane::spec::{MacAddress, MemifSpec, Mode, NetNs, Role, SocketAddress};
 use ferrule_endpoints::Responder;
 use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::vhost_user::FrontendSpec;
 use ferrule_nsm::files::Inode;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
+use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::service::{Call, Handler, INODE_URL, NextHop};
 use ferrule_nsm::transport::Peer;
 use tonic::Status;
@@ -30,17 +31,27 @@ use crate::nsm::pod::MeshPod;
 
 /// All kinds at the client's side beside all at the endpoint's.
 pub(super) fn all_pairs(mesh: &mut Mesh) -> Result<()> {
+    pairs_of(mesh, Mode::Ethernet, &[Kind::Kernel, Kind::Memif, Kind::VhostUser])
+}
+
+/// The same with payload IP, for those that have it.
+pub(super) fn all_pairs_of_packets(mesh: &mut Mesh) -> Result<()> {
+    pairs_of(mesh, Mode::Ip, &[Kind::Kernel, Kind::Memif])
+}
+
+fn pairs_of(mesh: &mut Mesh, mode: Mode, kinds: &[Kind]) -> Result<()> {
     let client = Caller::at(mesh.path("identity/stranger.sock"))?;
     let serving = Caller::at(mesh.path("identity/nse.sock"))?;
     let next = client.dial(&mesh.near().manager_url())?;
-    for endpoint_kind in KINDS {
-        let far = Side::new(endpoint_kind)?;
+    let payload = if mode == Mode::Ip { "IP" } else { "ETHERNET" };
+    for endpoint_kind in kinds {
+        let far = Side::new(*endpoint_kind, mode)?;
         let handler = OwnEndpoint { mechanism: far.mechanism(true)?, file: Arc::clone(&far.file) };
         let (name, manager) = (format!("ends-{endpoint_kind:?}"), mesh.far().manager_url());
         let socket = mesh.path(&format!("{name}.sock"));
-        let _served = Served::start(&serving, &name, socket, &manager, handler)?;
-        for client_kind in KINDS {
-            let near = Side::new(client_kind)?;
+        let _served = Served::start(&serving, (&name, payload), socket, &manager, handler)?;
+        for client_kind in kinds {
+            let near = Side::new(*client_kind, mode)?;
             let pair = format!("{client_kind:?} beside {endpoint_kind:?}");
             one_pair(mesh, (&client, &next), &name, &near, &far).with_context(|| pair.clone())?;
         }
@@ -58,10 +69,22 @@ fn one_pair(
 ) -> Result<()> {
     let files = [Arc::clone(&near.file)];
     let id = format!("{service}-{:?}", near.kind);
-    let message = request("client", &id, service, near.mechanism(false)?);
-    let made = client.runtime().block_on(next.request(message, &files, TIMEOUT)).map_err(Status::from)?;
-    let carried = carry(near, far, &made);
-    client.runtime().block_on(next.close(made, &files, TIMEOUT))?;
+    let ask = |message| client.runtime().block_on(next.request(message, &files, TIMEOUT)).map_err(Status::from);
+    let made = ask(request("client", &id, service, near.mechanism(false)?))?;
+    let refresh = || -> Result<()> {
+        let again = NetworkServiceRequest {
+            connection: Some(made.clone()),
+            mechanism_preferences: vec![near.mechanism(false)?],
+        };
+        let again = ask(again)?;
+        ensure!(
+            again.mechanism == made.mechanism && again.context == made.context,
+            "a refresh has changed {made:?} to {again:?}"
+        );
+        Ok(())
+    };
+    let carried = carry(near, far, &made, refresh);
+    client.runtime().block_on(next.close(made.clone(), &files, TIMEOUT))?;
     carried?;
     near.pod.wait_interfaces(0, TIMEOUT)?;
     far.pod.wait_interfaces(0, TIMEOUT)?;
@@ -70,33 +93,36 @@ fn one_pair(
     wait_until("no wire is left", || Ok(!mesh.near().has_wire()? && !mesh.far().has_wire()?))
 }
 
-/// Sends frames both ways, or pings where the kernel has an end.
-fn carry(near: &Side, far: &Side, made: &Connection) -> Result<()> {
+/// Sends frames both ways, or pings where the kernel has an end: before a refresh, and after it.
+fn carry(near: &Side, far: &Side, made: &Connection, refresh: impl FnOnce() -> Result<()>) -> Result<()> {
     let chosen = made.mechanism.as_ref().context("no mechanism is answered")?;
     let (near_end, far_end) = (near.end(chosen)?, far.end(&far.mechanism(true)?)?);
     match (near_end, far_end) {
-        (None, None) => near.pod.netns().ping_all(FAR_ADDRESS, PINGS, PING_SIZE),
-        (Some(near_end), None) => {
-            let _responder = responder(open(&near_end)?);
-            far.pod.netns().ping_all(NEAR_ADDRESS, PINGS, PING_SIZE);
-        }
-        (None, Some(far_end)) => {
-            let _responder = responder(open(&far_end)?);
-            near.pod.netns().ping_all(FAR_ADDRESS, PINGS, PING_SIZE);
-        }
         (Some(near_end), Some(far_end)) => {
             let opening = thread::spawn(move || open(&near_end));
-            let far_end = open(&far_end)?;
-            let near_end = opening.join().map_err(|_| anyhow::anyhow!("opening the client's end panicked"))??;
-            exchange(near_end, far_end, frame_max(made)?)?;
+            let far_end = &mut open(&far_end)?;
+            let near_end = &mut opening.join().map_err(|_| anyhow::anyhow!("opening the client's end panicked"))??;
+            let longest = frame_max(made)?;
+            exchange(near_end, far_end, near.mode, longest)?;
+            refresh()?;
+            exchange(near_end, far_end, near.mode, longest)
+        }
+        (near_end, far_end) => {
+            let (pod, to) = if near_end.is_some() { (&far.pod, NEAR_ADDRESS) } else { (&near.pod, FAR_ADDRESS) };
+            let end = near_end.or(far_end).map(|end| open(&end)).transpose()?;
+            let _responder = end.map(|end| responder(end, near.mode));
+            pod.netns().ping_all(to, PINGS, PING_SIZE);
+            refresh()?;
+            pod.netns().ping_all(to, PINGS, PING_SIZE);
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// What a client or an endpoint has.
 struct Side {
     kind: Kind,
+    mode: Mode,
     pod: MeshPod,
     directory: tempfile::TempDir,
     /// What it passes: its namespace, or its directory.
@@ -111,12 +137,12 @@ enum Kind {
 }
 
 impl Side {
-    fn new(kind: Kind) -> Result<Self> {
+    fn new(kind: Kind, mode: Mode) -> Result<Self> {
         let (pod, directory) = (MeshPod::new(), tempfile::tempdir().context("make a directory")?);
         // A socket is made only where others than root may write.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).context("open a directory to all")?;
         let passed = if kind == Kind::VhostUser { directory.path().to_owned() } else { pod.netns().path() };
-        Ok(Self { kind, file: file(&passed)?, pod, directory })
+        Ok(Self { kind, mode, file: file(&passed)?, pod, directory })
     }
 
     /// What it says of its end: as an endpoint it names the socket, as a client it is told of it.
@@ -144,7 +170,7 @@ impl Side {
                 let name = socket()?;
                 let role = if listens(name) { Role::Server } else { Role::Client };
                 let netns = Some(NetNs::Path(self.pod.netns().path()));
-                Some(EndSpec::Memif(MemifSpec { netns, ..MemifSpec::new(name.parse()?, role) }))
+                Some(EndSpec::Memif(MemifSpec { netns, mode: self.mode, ..MemifSpec::new(name.parse()?, role) }))
             }
             Kind::VhostUser => {
                 let name = socket()?;
@@ -246,8 +272,8 @@ pub(super) fn receive(end: &mut End, gather: &mut [u8]) -> Result<Vec<Vec<u8>>> 
 }
 
 /// Answers pings to every address at this end.
-fn responder(mut end: End) -> Server {
-    let brain = Responder::new(MacAddress([2, 0, 0, 0, 0, 0xfe]), Vec::new());
+fn responder(mut end: End, mode: Mode) -> Server {
+    let brain = Responder::new(MacAddress([2, 0, 0, 0, 0, 0xfe]), Vec::new()).in_mode(mode);
     let (mut reply, mut gather) = (vec![0; FRAME_MAX], vec![0; FRAME_MAX]);
     Server::start(move || {
         let frames = receive(&mut end, &mut gather).expect("the forwarder keeps to the protocol");
@@ -271,14 +297,14 @@ fn frame_max(made: &Connection) -> Result<usize> {
 }
 
 /// Frames of several sizes both ways, each compared with what was sent.
-fn exchange(mut near: End, mut far: End, longest: usize) -> Result<()> {
-    wait_first(&mut near, &mut far)?;
-    wait_first(&mut far, &mut near)?;
-    let mut there = Way::new(longest)?;
-    let mut back = Way::new(longest)?;
+fn exchange(near: &mut End, far: &mut End, mode: Mode, longest: usize) -> Result<()> {
+    wait_first(near, far, mode)?;
+    wait_first(far, near, mode)?;
+    let mut there = Way::new(mode, longest)?;
+    let mut back = Way::new(mode, longest)?;
     let end = Instant::now() + TIMEOUT;
     while !there.is_done() || !back.is_done() {
-        let moved = there.step(&mut near, &mut far)? + back.step(&mut far, &mut near)?;
+        let moved = there.step(near, far)? + back.step(far, near)?;
         ensure!(
             Instant::now() < end,
             "of {FRAMES} frames each way {:?} and {:?} came",
@@ -293,16 +319,17 @@ fn exchange(mut near: End, mut far: End, longest: usize) -> Result<()> {
 }
 
 /// Sends a frame until one comes: the kernel takes a moment to see that a link is there.
-fn wait_first(from: &mut End, to: &mut End) -> Result<()> {
+fn wait_first(from: &mut End, to: &mut End, mode: Mode) -> Result<()> {
     let mut gather = vec![0; FRAME_MAX];
     wait_until("a first frame comes", || {
-        send(from, &PROBE)?;
+        send(from, probe(mode))?;
         Ok(!receive(to, &mut gather)?.is_empty())
     })
 }
 
 /// Frames in one direction, no more under way than a ring holds.
 struct Way {
+    mode: Mode,
     patterns: Vec<Pattern>,
     sink: Sink,
     sent: u64,
@@ -310,11 +337,11 @@ struct Way {
 }
 
 impl Way {
-    fn new(longest: usize) -> Result<Self> {
+    fn new(mode: Mode, longest: usize) -> Result<Self> {
         let sizes = [64, 300, longest];
         let pattern = |(flow, size): (usize, usize)| Pattern::new(size, flow as u32, Addresses::default());
         let patterns = sizes.into_iter().enumerate().map(pattern).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { patterns, sink: Sink::new(0..sizes.len() as u32, true), sent: 0, gather: vec![0; FRAME_MAX] })
+        Ok(Self { mode, patterns, sink: Sink::new(0..sizes.len() as u32, true), sent: 0, gather: vec![0; FRAME_MAX] })
     }
 
     fn step(&mut self, from: &mut End, to: &mut End) -> Result<u64> {
@@ -322,14 +349,16 @@ impl Way {
         while self.sent < FRAMES && self.sent - self.sink.tally().frames < WINDOW {
             let sizes = self.patterns.len() as u64;
             let frame = self.patterns[(self.sent % sizes) as usize].fill(self.sent / sizes);
-            if !send(from, frame)? {
+            let header = if self.mode == Mode::Ip { ETHERNET_HEADER } else { 0 };
+            if !send(from, &frame[header..])? {
                 break;
             }
             self.sent += 1;
         }
         let frames = receive(to, &mut self.gather)?;
-        for frame in frames.iter().filter(|frame| **frame != PROBE) {
-            self.sink.see(frame);
+        for frame in frames.iter().filter(|frame| *frame != probe(self.mode)) {
+            let header = if self.mode == Mode::Ip { ETHERNET_HEADER } else { 0 };
+            self.sink.see(&[&self.patterns[0].frame()[..header], frame].concat());
         }
         let tally = self.sink.tally();
         ensure!((tally.corrupt, tally.reordered, tally.duplicated, tally.foreign) == (0, 0, 0, 0), "{tally:?}");
@@ -341,12 +370,20 @@ impl Way {
     }
 }
 
-const KINDS: [Kind; 3] = [Kind::Kernel, Kind::Memif, Kind::VhostUser];
+/// Something short that is not of any pattern.
+fn probe(mode: Mode) -> &'static [u8] {
+    match mode {
+        Mode::Ethernet => &PROBE,
+        Mode::Ip => &PROBE_PACKET,
+    }
+}
+
 const SOCKET_FILE: &str = "socketfile";
 const NEAR_ADDRESS: &str = "10.77.0.1";
 const FAR_ADDRESS: &str = "10.77.0.2";
 const PINGS: usize = 20;
-const PING_SIZE: u32 = 1400;
+/// As much as the smallest of the tunnels carries, by IPv6, and a little less.
+const PING_SIZE: u32 = 1372;
 const FRAMES: u64 = 3000;
 const ETHERNET_HEADER: usize = 14;
 /// Of a type that is nobody's.
@@ -355,4 +392,6 @@ const PROBE: [u8; 60] = {
     (frame[6], frame[12], frame[13]) = (2, 0x88, 0xb5);
     frame
 };
+/// Of IPv4, with nothing in it.
+const PROBE_PACKET: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];
 const WINDOW: u64 = 64;

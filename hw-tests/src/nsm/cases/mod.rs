@@ -118,6 +118,9 @@ pub fn all() -> Vec<NsmCase> {
     cases.push(case("hundred_requests_at_once", Cast::default(), plain, at_once::hundred_requests));
     cases.push(case("two_nodes_hundred_requests_at_once", Cast::default(), two, at_once::hundred_requests));
     cases.push(case("two_nodes_all_kinds_of_ends_are_joined", Cast::default(), two, ends::all_pairs));
+    let packets = ends::all_pairs_of_packets;
+    cases.push(case("two_nodes_all_kinds_of_ends_are_joined_for_packets", Cast::default(), two, packets));
+    cases.push(case("two_nodes_by_ipv6_all_kinds_of_ends_are_joined_for_packets", Cast::default(), by_ipv6, packets));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
     cases.extend(chains::all());
     for (name, [registry, manager, client, endpoint]) in MIXTURES {
