@@ -187,8 +187,8 @@ impl MeshForwarder {
         connection: &Connection,
     ) -> Result<Vec<Mechanism>, Status> {
         let payload = connection.payload.as_str();
-        // An endpoint elsewhere may only say which VLAN leads to what it stands for.
-        let leaves = self.means.breakouts.preference(connection).filter(|_| payload != IP);
+        // An endpoint elsewhere may only say which VLAN leads to what it stands for. That is Ethernet.
+        let leaves = self.means.breakouts.preference(connection).filter(|_| has_ethernet(payload, asked.kind));
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
             (Address::Unix(_), Some(kind), _) => Ok(preferences(kind, payload, &self.priority)),
@@ -196,7 +196,8 @@ impl MeshForwarder {
             // A VF is at the network of its NIC, and so is what is on another node.
             (Address::Tcp(_), Some(EndKind::Noop | EndKind::KernelVf | EndKind::Vfio), _) => Ok(noop_of_another_node()),
             (Address::Tcp(_), Some(EndKind::Kernel | EndKind::Memif), Some(site)) if payload == IP => {
-                Ok(vec![self.means.wireguards.preference(&connection.id, site)?])
+                let tunnel = self.means.wireguards.preference(&connection.id, site)?;
+                Ok(std::iter::once(tunnel).chain(leaves).collect())
             }
             (Address::Tcp(_), Some(kind), _) if payload == IP && self.site.is_some() => {
                 Err(Status::unimplemented(format!(
@@ -233,7 +234,7 @@ impl MeshForwarder {
         let before = before.map(|before| before.joint.clone());
         let (site, is_tunnel, carried) = (self.site, asked.kind.is_none(), asked.carried());
         let is_elsewhere = next.connection().peer().files().is_none();
-        let may_leave = is_elsewhere && call.connection.payload != IP;
+        let may_leave = is_elsewhere && has_ethernet(&call.connection.payload, asked.kind);
         // When the call is cut off, what is being made has its number and its port until it is undone.
         let reservation = asked.reservation.clone();
         let turn = self.making.begin(&call.connection.id)?;
@@ -442,6 +443,11 @@ impl Handler for MeshForwarder {
         let (below, removed) = tokio::join!(below, removing);
         below.and(removed.unwrap_or_else(|error| Err(Status::internal(error.to_string()))))
     }
+}
+
+/// Whether an end has Ethernet headers: an interface of the kernel does, whatever its payload is called.
+fn has_ethernet(payload: &str, kind: Option<EndKind>) -> bool {
+    payload != IP || kind == Some(EndKind::Kernel)
 }
 
 /// The files that were passed, or those of before if they are the same ones: wires name them by their descriptors, and must not change

@@ -90,7 +90,9 @@ impl Joint {
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
             let Some(place) = &end.place else { continue };
             let has_ethernet = !matches!(carrier, Carrier::Secure(_));
-            let peer = (connection.payload == IP && has_ethernet).then(|| mac(other, connection)).transpose()?;
+            // In a VLAN it is somebody else's to say.
+            let is_peer_ours = has_ethernet && !matches!(carrier, Carrier::Breakout(_));
+            let peer = (connection.payload == IP && is_peer_ours).then(|| mac(other, connection)).transpose()?;
             let state = interface_state(&context, side, peer);
             let mut state = state.map_err(|error| Status::invalid_argument(error.to_string()))?;
             if !has_ethernet {

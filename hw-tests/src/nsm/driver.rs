@@ -90,6 +90,17 @@ impl Driver {
 
     /// Serves an endpoint of the service at an address in the node's namespace, and registers it.
     pub fn endpoint(&self, name: &str, address: &Address, script: EndpointScript) -> Result<DrivenEndpoint> {
+        self.endpoint_of("ETHERNET", name, address, script)
+    }
+
+    /// The same of a service with this payload.
+    pub fn endpoint_of(
+        &self,
+        payload: &str,
+        name: &str,
+        address: &Address,
+        script: EndpointScript,
+    ) -> Result<DrivenEndpoint> {
         let identity = self.identity("nse")?;
         let script = Arc::new(Mutex::new(script));
         let calls = ConnectionServer::new(name, DialOptions::default().token_lifetime, Scripted(Arc::clone(&script)));
@@ -108,7 +119,7 @@ impl Driver {
             ..NetworkServiceEndpoint::default()
         };
         let service =
-            NetworkService { name: SERVICE.to_owned(), payload: "ETHERNET".to_owned(), ..NetworkService::default() };
+            NetworkService { name: SERVICE.to_owned(), payload: payload.to_owned(), ..NetworkService::default() };
         let bind = Listener::bind(address, identity, Allowed::AnyTrusted, ListenLimits::default());
         let listener = NetNs::open(&self.netns)?.run(|| self.runtime.block_on(bind))??;
         self.runtime.block_on(async {

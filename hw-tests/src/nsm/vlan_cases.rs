@@ -1,5 +1,6 @@
 //! Connections that leave the mesh into a VLAN: the device of the node is a TAP, at whose other end frames have their tags.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -13,8 +14,8 @@ use ferrule_ffi::tap::{HEADER_LEN, Tap};
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::transport::Address;
 
-use super::cases::{NsmCase, wait_until};
-use super::driver::{Driver, EndpointScript, context, kernel, open};
+use super::cases::{NsmCase, Run, wait_until};
+use super::driver::{DrivenClient, Driver, EndpointScript, context, kernel, mechanism, open};
 use super::mesh::{INTERFACE, Mesh, MeshOptions};
 use super::pod::MeshPod;
 use super::programs::Cast;
@@ -24,13 +25,11 @@ use crate::frames::Server;
 /// All of them, with our own programs.
 pub fn all() -> Vec<NsmCase> {
     let options = MeshOptions { clients: 2, device_selector: Some(SELECTOR), ..MeshOptions::default() };
-    vec![NsmCase {
-        name: "connections_leave_into_a_vlan_of_a_device",
-        cast: Cast::default(),
-        options,
-        needs: &[],
-        run: into_a_vlan,
-    }]
+    let case = |name, run| NsmCase { name, cast: Cast::default(), options, needs: &[], run };
+    vec![
+        case("connections_leave_into_a_vlan_of_a_device", into_a_vlan as Run),
+        case("a_connection_of_packets_leaves_into_a_vlan_of_a_device", packets_into_a_vlan),
+    ]
 }
 
 fn into_a_vlan(mesh: &mut Mesh) -> Result<()> {
@@ -50,19 +49,7 @@ fn into_a_vlan(mesh: &mut Mesh) -> Result<()> {
         endpoint.script().context = context([&format!("172.16.9.{}/24", number + 2), "172.16.9.1/24"]);
         let (client, netns) = (driver.client(number)?, open(&pod.netns().path())?);
         let wanted = kernel(&netns, INTERFACE)?;
-        let first = || -> Result<Connection> {
-            let labels = [("via".to_owned(), "gw0".to_owned())].into();
-            Ok(Connection { labels, ..client.first()? })
-        };
-        let until = Instant::now() + TIMEOUT;
-        let known = loop {
-            match driver.ask(&client, first()?, &wanted, &netns) {
-                Err(status) if status.message().contains("no candidates found") && Instant::now() < until => {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                asked => break asked?,
-            }
-        };
+        let known = asked_soon(&driver, &client, &wanted, &netns)?;
         ensure!(known.context.as_ref().is_some_and(|context| context.mtu == MTU), "the device carries {MTU} bytes");
         pod.netns().ping_all("172.16.9.1", 20, 1372);
         made.push((client, netns, wanted, known));
@@ -96,6 +83,48 @@ fn into_a_vlan(mesh: &mut Mesh) -> Result<()> {
     drop(station);
     let node = mesh.near().place().netns();
     wait_until("nothing of it is left on the node", || Ok(node.interfaces() == before))
+}
+
+/// Payload IP: an interface of the kernel has Ethernet all the same, and asks whoever is there for MAC addresses. A memif has none.
+fn packets_into_a_vlan(mesh: &mut Mesh) -> Result<()> {
+    let node = mesh.near().place().netns();
+    let device = NetNs::open(&node.path())?.run(|| Tap::create(DEVICE))??;
+    node.ip(&format!("link set {DEVICE} up mtu {MTU}"));
+    let (_station, seen) = Station::start(device);
+    let driver = Driver::new(mesh)?;
+    let context = context(["172.16.9.2/24", "172.16.9.1/24"]);
+    let script = EndpointScript { mechanisms: vec![vlan()], context, ..EndpointScript::default() };
+    let address = Address::Tcp(format!("{}:5010", mesh.near().address()));
+    let endpoint = driver.endpoint_of("IP", "nse-vlan", &address, script)?;
+    let (pod, client) = (MeshPod::new(), driver.client(0)?);
+    let netns = open(&pod.netns().path())?;
+    let known = asked_soon(&driver, &client, &kernel(&netns, INTERFACE)?, &netns)?;
+    ensure!(
+        known.payload == "IP" && endpoint.script().preferences.iter().any(|wanted| wanted.r#type == "VLAN"),
+        "{known:?}"
+    );
+    pod.netns().ping_all("172.16.9.1", 20, 1372);
+    ensure!(seen.tagged() > 20 && seen.others() == 0, "of the frames that have left {seen:?}");
+    driver.close(&client, known, &netns)?;
+    pod.wait_interfaces(0, TIMEOUT)?;
+    let memif = mechanism("MEMIF", &netns, &[])?;
+    let refused = asked_soon(&driver, &client, &memif, &netns).err().context("packets were put into a VLAN")?;
+    ensure!(refused.to_string().contains("not asked for"), "{refused}");
+    Ok(())
+}
+
+/// A connection that leaves by the device, asked for once the forwarder is registered.
+fn asked_soon(driver: &Driver, client: &DrivenClient, wanted: &Mechanism, netns: &Arc<OwnedFd>) -> Result<Connection> {
+    let until = Instant::now() + TIMEOUT;
+    loop {
+        let labels = [("via".to_owned(), "gw0".to_owned())].into();
+        match driver.ask(client, Connection { labels, ..client.first()? }, wanted, netns) {
+            Err(status) if status.message().contains("no candidates found") && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            asked => return Ok(asked?),
+        }
+    }
 }
 
 /// Clients of one VLAN do not reach each other, not even by what is for all.
