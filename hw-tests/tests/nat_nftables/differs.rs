@@ -2,7 +2,7 @@
 
 use ferrule_functions::Side::{Client, Network};
 
-use super::packets::{ACK, FIN, Ipv4, SYN, error, query, sender, tcp, udp};
+use super::packets::{ACK, FIN, Ipv4, SYN, TCP, error, query, sender, tcp, tcp_with, transport_checksum, udp};
 use super::pair::{CLIENT, ETHERNET, Left, POOL, Pair, SERVER, SERVER_INSIDE};
 
 const HERE: (u32, u16) = (CLIENT, 5000);
@@ -17,6 +17,20 @@ fn an_error_that_quotes_a_spoilt_header_is_dropped() {
     seen[10] ^= 1;
     let [ours, kernels] = pair.both(Network, &error((3, 3), SERVER, POOL, &seen, 8).bytes());
     assert_eq!((ours.len(), kernels.len()), (0, 1));
+}
+
+/// An option that stands at an odd place has half of its value in one word and half in the next. The kernel mends the checksum as if it were one
+/// word: whoever receives that drops the SYN.
+#[test]
+fn a_checksum_is_right_wherever_the_mss_stands() {
+    let Some(mut pair) = Pair::with_mtu("a_checksum_is_right_wherever_the_mss_stands", [1500, 1000]) else { return };
+    let call = tcp_with(HERE, (SERVER, 80), SYN, &[1, 2, 4, 5, 0xb4, 1, 1, 0], b"");
+    let are_right = pair.both(Client, &call.bytes()).map(|left: Vec<Left>| {
+        let segment = left[0].1[ETHERNET + 20..].to_vec();
+        assert_eq!(segment[20..25], [1, 2, 4, 0x03, 0xc0]);
+        transport_checksum(&Ipv4::new(TCP, POOL, SERVER, segment)) == 0
+    });
+    assert_eq!(are_right, [true, false]);
 }
 
 /// Frames that a line has made longer stay so: who receives them looks at the length of the packet.

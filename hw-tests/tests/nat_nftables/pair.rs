@@ -31,10 +31,15 @@ pub struct Pair {
 impl Pair {
     /// Both, as they are without any packet. None: it was said that `test` lacks something.
     pub fn new(test: &str) -> Option<Self> {
+        Self::with_mtu(test, [1500, 1500])
+    }
+
+    /// The same with these MTUs inside and outside.
+    pub fn with_mtu(test: &str, mtu: [u16; 2]) -> Option<Self> {
         if lacks_namespaces(test) || lacks(test, &[NFT]) {
             return None;
         }
-        let settings = settings();
+        let settings = settings(mtu);
         let macs = [settings.inside.mac.0, settings.outside.mac.0];
         let kernel = KernelRouter::new(&settings);
         let mut pair = Self { ours: Nat44::new(settings), now_ms: 0, kernel, macs };
@@ -122,7 +127,8 @@ impl KernelRouter {
         let interfaces = [("inside", &settings.inside, CLIENTS), ("outside", &settings.outside, SERVERS)];
         let taps = interfaces.map(|(name, interface, neighbours)| {
             let tap = netns.run(|| Tap::create(name)).expect("the name is free");
-            netns.ip(&format!("link set {name} address {} up", interface.mac));
+            let mtu = interface.mtu.unwrap();
+            netns.ip(&format!("link set {name} address {} mtu {mtu} up", interface.mac));
             netns.ip(&format!("addr add {} dev {name}", interface.address));
             for address in neighbours.into_iter().chain([MARKED[usize::from(name == "outside")]]) {
                 let mac = mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
@@ -194,17 +200,16 @@ impl KernelRouter {
     }
 }
 
-fn settings() -> NatSettings {
+fn settings(mtu: [u16; 2]) -> NatSettings {
+    let [inside, outside] = [("192.168.100.1/24", mtu[0]), ("80.80.80.100/24", mtu[1])]
+        .map(|(address, mtu)| NatInterface { mtu: Some(mtu), ..NatInterface::at(address.parse().unwrap()) });
     let forward =
         |protocol, outside, inside| PortForward { protocol, outside: (POOL, outside), inside: (SERVER_INSIDE, inside) };
     NatSettings {
         gateway: Some(SERVERS[0].into()),
         pool: vec![POOL..=POOL],
         forwards: vec![forward(TCP, 80, 8080), forward(UDP, 53, 5353)],
-        ..NatSettings::new(
-            NatInterface::at("192.168.100.1/24".parse().unwrap()),
-            NatInterface::at("80.80.80.100/24".parse().unwrap()),
-        )
+        ..NatSettings::new(inside, outside)
     }
 }
 
@@ -274,6 +279,7 @@ table ip filter {
         type filter hook forward priority 0
         ct state invalid drop
         iifname outside ct state new ct status & dnat == 0 drop
+        tcp flags & syn != 0 tcp option maxseg size set rt mtu
     }
     chain own {
         type filter hook input priority 0

@@ -31,6 +31,8 @@ pub enum NatReason {
     Answered,
     /// Its time to live is over.
     Expired,
+    /// It is longer than the MTU, and may not be parted.
+    TooLong,
     /// There is no way to where it goes.
     NoRoute,
     /// It comes from outside, and nobody inside has asked.
@@ -51,11 +53,12 @@ pub enum NatReason {
 
 impl NatReason {
     /// All of them, in their order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
         Self::NotOurs,
         Self::Answered,
         Self::Expired,
+        Self::TooLong,
         Self::NoRoute,
         Self::NoSession,
         Self::NotOpening,
@@ -73,6 +76,7 @@ impl NatReason {
             Self::NotOurs => "not-ours",
             Self::Answered => "answered",
             Self::Expired => "expired",
+            Self::TooLong => "too-long",
             Self::NoRoute => "no-route",
             Self::NoSession => "no-session",
             Self::NotOpening => "not-opening",

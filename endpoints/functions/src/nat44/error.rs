@@ -14,13 +14,12 @@ pub struct ErrorLimit {
 
 impl ErrorLimit {
     /// Tells whoever sent `frame`, which came in on `side`, unless it may not be told.
-    #[expect(clippy::too_many_arguments, reason = "an error has a type and a code, and is about a packet")]
+    #[expect(clippy::too_many_arguments, reason = "what is told, of which packet, by whom and where")]
     pub fn send(
         &mut self,
         interface: &NatInterface,
         side: Side,
-        kind: u8,
-        code: u8,
+        error: IcmpError,
         frame: &[u8],
         headers: &Headers,
         now_ms: u64,
@@ -35,8 +34,9 @@ impl ErrorLimit {
             return;
         }
         self.sent += 1;
-        let quote = &frame[headers.ip_at..headers.end.min(headers.ip_at + QUOTED_MAX)];
-        let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0][..], quote].concat();
+        let length_max = interface.mtu.map_or(LENGTH_MAX, |mtu| LENGTH_MAX.min(mtu.into()));
+        let quote = &frame[headers.ip_at..headers.end.min(headers.ip_at + length_max - 20 - 8)];
+        let mut message = [&error.start()[..], quote].concat();
         let sum = checksum::full(&message, 0);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
         let length = (20 + message.len() as u16).to_be_bytes();
@@ -51,9 +51,39 @@ impl ErrorLimit {
     }
 }
 
+/// What somebody is told of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpError {
+    /// There is no way to where it goes.
+    Unreachable,
+    /// It is too long, and may not be parted (RFC 1191).
+    TooLong {
+        /// How long it may be.
+        mtu: u16,
+    },
+    /// There are no resources for it (RFC 5508, requirement 8).
+    Prohibited,
+    /// Its time to live is over.
+    Expired,
+}
+
+impl IcmpError {
+    /// The message, but for what it quotes and its checksum.
+    fn start(self) -> [u8; 8] {
+        let (kind, code, mtu) = match self {
+            Self::Unreachable => (3, 0, 0),
+            Self::TooLong { mtu } => (3, 4, mtu),
+            Self::Prohibited => (3, 13, 0),
+            Self::Expired => (11, 0, 0),
+        };
+        let [high, low] = mtu.to_be_bytes();
+        [kind, code, 0, 0, 0, 0, high, low]
+    }
+}
+
 const ERRORS_PER_SECOND: u32 = 100;
-/// As much as makes a message of 576 bytes (RFC 1812, section 4.3.2.3).
-const QUOTED_MAX: usize = 576 - 20 - 8;
+/// As much is quoted as makes a packet of that length (RFC 1812, section 4.3.2.3).
+const LENGTH_MAX: usize = 576;
 /// The precedence of an error (RFC 1812, section 4.3.2.5). The rest is that of the packet that it is about.
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 const TYPE_OF_SERVICE: u8 = 0x1e;

@@ -5,10 +5,11 @@
 //! for no other.
 //!
 //! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`rewrite`] (addresses
-//! and checksums), [`neighbours`] (ARP), [`error`](mod@error) (what a router says), [`counters`].
+//! and checksums), [`mtu`] (what is too long), [`neighbours`] (ARP), [`error`](mod@error) (what a router says), [`counters`].
 
 pub mod counters;
 pub mod error;
+pub mod mtu;
 pub mod neighbours;
 pub mod rewrite;
 pub mod session;
@@ -22,7 +23,7 @@ use ferrule_dataplane::capture::Remark;
 use ferrule_endpoints::Responder;
 
 use self::counters::{NatCounters, NatReason};
-use self::error::ErrorLimit;
+use self::error::{ErrorLimit, IcmpError};
 use self::neighbours::Neighbours;
 use self::rewrite::Which;
 use self::settings::{NatInterface, NatSettings};
@@ -173,7 +174,7 @@ impl Nat44 {
         }
         if side == Side::Client {
             self.route(headers.destination as u32).inspect_err(|_| {
-                self.errors.send(&self.settings.inside, side, 3, 0, frame, headers, now_ms, out);
+                self.errors.send(&self.settings.inside, side, IcmpError::Unreachable, frame, headers, now_ms, out);
             })?;
         }
         match self.table.find_or_open(side, headers, now_ms) {
@@ -184,8 +185,7 @@ impl Nat44 {
                 if side == Side::Client
                     && matches!(reason, NatReason::NoPort | NatReason::ClientFull | NatReason::SessionsFull)
                 {
-                    // Administratively prohibited: RFC 5508, requirement 8.
-                    self.refuse(side, 3, 13, frame, headers, now_ms, out);
+                    self.refuse(side, IcmpError::Prohibited, frame, headers, now_ms, out);
                 } else if side == Side::Network {
                     return Err(match self.answer(side, frame, out) {
                         NatReason::Answered => NatReason::Answered,
@@ -239,7 +239,7 @@ impl Nat44 {
         if headers.hop_limit > 1 {
             return Ok(());
         }
-        self.refuse(side, 11, 0, frame, headers, now_ms, out);
+        self.refuse(side, IcmpError::Expired, frame, headers, now_ms, out);
         Err(NatReason::Expired)
     }
 
@@ -254,22 +254,63 @@ impl Nat44 {
         out: &mut Vec<Extra>,
     ) -> Result<Disposition, NatReason> {
         self.check_ttl(side, frame, headers, now_ms, out)?;
+        let route = match side {
+            Side::Client => self.route(headers.destination as u32)?,
+            Side::Network => Route::Neighbour(end.0),
+        };
+        let to = if matches!(route, Route::Hairpin) { Side::Client } else { side.other() };
+        self.check_length(side, to, frame, headers, now_ms, out)?;
         rewrite::packet(frame, headers, which, end);
         rewrite::hop(frame, headers.ip_at);
+        if let Some(most) = self.settings.mss_max() {
+            mtu::clamp_mss(frame, headers, most);
+        }
         self.counters.translated[side.index()].add(1);
-        let to = side.other();
-        let hop = match to {
-            Side::Client => end.0,
-            Side::Network => match self.route(headers.destination as u32)? {
-                Route::Neighbour(hop) => hop,
-                Route::Hairpin => return self.hairpin(frame, now_ms, out),
-            },
-        };
-        Ok(if self.send(to, hop, frame, now_ms, out) { Disposition::Forward } else { Disposition::Drop })
+        match route {
+            Route::Neighbour(hop) if self.send(to, hop, frame, now_ms, out) => Ok(Disposition::Forward),
+            Route::Neighbour(_) => Ok(Disposition::Drop),
+            Route::Hairpin => self.hairpin(frame, now_ms, out),
+        }
+    }
+
+    /// Its sender is told if a packet goes no further because it is too long and must not be parted.
+    fn check_length(
+        &mut self,
+        side: Side,
+        to: Side,
+        frame: &[u8],
+        headers: &Headers,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Result<(), NatReason> {
+        match self.interface(to).mtu {
+            Some(mtu)
+                if headers.end - headers.ip_at > usize::from(mtu)
+                    && frame[headers.ip_at + 6] & DO_NOT_FRAGMENT != 0 =>
+            {
+                self.refuse(side, IcmpError::TooLong { mtu }, frame, headers, now_ms, out);
+                Err(NatReason::TooLong)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a frame to a neighbour. Whether it may go now, as it is: what is too long leaves in parts.
+    fn send(&mut self, to: Side, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> bool {
+        let mtu = self.interface(to).mtu.map_or(usize::MAX, usize::from);
+        if total_len(frame) <= mtu {
+            return self.address(to, hop, frame, now_ms, out);
+        }
+        for mut frame in mtu::parts(frame, mtu) {
+            if self.address(to, hop, &mut frame, now_ms, out) {
+                out.push(Extra { to, frame });
+            }
+        }
+        false
     }
 
     /// Addresses a frame to a neighbour. Whether it may go now.
-    fn send(&mut self, to: Side, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> bool {
+    fn address(&mut self, to: Side, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> bool {
         let (ready, ask) = self.neighbours[to.index()].address(frame, hop, now_ms);
         out.extend(ask.map(|frame| Extra { to, frame }));
         ready
@@ -330,19 +371,17 @@ impl Nat44 {
         if is_answered { NatReason::Answered } else { NatReason::NotOurs }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an error has a type and a code, and is about a packet")]
     fn refuse(
         &mut self,
         side: Side,
-        kind: u8,
-        code: u8,
+        error: IcmpError,
         frame: &[u8],
         headers: &Headers,
         now_ms: u64,
         out: &mut Vec<Extra>,
     ) {
         let interface = *self.interface(side);
-        self.errors.send(&interface, side, kind, code, frame, headers, now_ms, out);
+        self.errors.send(&interface, side, error, frame, headers, now_ms, out);
     }
 
     fn interface(&self, side: Side) -> &NatInterface {
@@ -365,7 +404,7 @@ impl Function for Nat44 {
     fn remark(&self) -> Remark<'_> {
         let (dropped, word) = match self.last {
             Ok(Disposition::Forward) => (false, "translated"),
-            // For a neighbour or its first part; or it has turned back.
+            // For a neighbour or its first part; or it has turned back, or left in parts.
             Ok(Disposition::Drop) => (false, "held"),
             Err(NatReason::Answered) => (false, NatReason::Answered.word()),
             Err(reason) => (true, reason.word()),
@@ -418,7 +457,13 @@ fn header_len(frame: &[u8]) -> usize {
     usize::from(frame[ETHERNET] & 0xf) * 4
 }
 
+fn total_len(frame: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes([frame[ETHERNET + 2], frame[ETHERNET + 3]]))
+}
+
 const ETHERNET: usize = 14;
+/// In the first byte of flags and offset.
+const DO_NOT_FRAGMENT: u8 = 0x40;
 /// An ARP reply, or a short ping's.
 const ANSWER_MIN: usize = 64;
 

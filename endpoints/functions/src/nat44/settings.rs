@@ -48,6 +48,8 @@ pub struct NatInterface {
     pub mac: MacAddress,
     /// Its address and the network that it is on.
     pub address: Ipv4Net,
+    /// Bytes of the longest packet that it sends; none: packets leave as long as they come.
+    pub mtu: Option<u16>,
 }
 
 /// What comes to an outside address and port goes to an inside one.
@@ -65,7 +67,7 @@ impl NatInterface {
     /// One with a MAC address of its own, made of its address: locally administered, and another one for each address of a network.
     pub fn at(address: Ipv4Net) -> Self {
         let [a, b, c, d] = address.addr().octets();
-        Self { mac: MacAddress([2, 0xfe, a, b, c, d]), address }
+        Self { mac: MacAddress([2, 0xfe, a, b, c, d]), address, mtu: None }
     }
 }
 
@@ -78,7 +80,8 @@ impl NatSettings {
             self.outside
         } else {
             // An address has a prefix of any length up to 32.
-            Ipv4Net::new(address, self.outside.address.prefix_len()).map_or(self.outside, NatInterface::at)
+            let made = Ipv4Net::new(address, self.outside.address.prefix_len()).map_or(self.outside, NatInterface::at);
+            NatInterface { mtu: self.outside.mtu, ..made }
         };
         let forwards = self.forwards.iter().copied().filter(|forward| forward.outside.0 == outside).collect();
         Self { outside: interface, pool: vec![outside..=outside], forwards, ..self.clone() }
@@ -142,6 +145,12 @@ impl NatSettings {
             }
         }
         Ok(())
+    }
+
+    /// The longest segment of TCP that passes both ways in one piece (RFC 879, section 3).
+    pub fn mss_max(&self) -> Option<u16> {
+        let mtu = [self.inside.mtu, self.outside.mtu].into_iter().flatten().min()?;
+        Some(mtu.saturating_sub(HEADERS))
     }
 
     /// Whether an address is one of the pool.
@@ -220,12 +229,13 @@ pub fn read(field: &Field<'_>) -> Option<NatSettings> {
 }
 
 fn read_interface(field: &Field<'_>) -> Option<NatInterface> {
-    let table = field.table(&["address", "mac"])?;
+    let table = field.table(&["address", "mac", "mtu"])?;
     let what = "an address with its prefix as in 192.168.100.1/24";
     let address: Ipv4Net = table.required("address", what).and_then(|field| field.parse_as(what))?;
     let own = NatInterface::at(address);
     let mac = table.optional("mac").map_or(Some(own.mac), |field| field.parse());
-    Some(NatInterface { mac: mac?, ..own })
+    let mtu = table.optional("mtu").map_or(Some(None), |field| field.number(MTU_MIN..=u16::MAX.into()).map(Some));
+    Some(NatInterface { mac: mac?, mtu: mtu?, ..own })
 }
 
 fn read_pool(field: &Field<'_>) -> Option<Vec<RangeInclusive<u32>>> {
@@ -276,6 +286,10 @@ const PORTS_DEFAULT: RangeInclusive<u16> = 1024..=u16::MAX;
 const CLIENT_DEFAULT: usize = 10_000;
 const SESSIONS_DEFAULT: usize = 500_000;
 const SESSIONS_MAX: u64 = 16_000_000;
+/// Every link carries that much (RFC 791, section 3.2).
+const MTU_MIN: u64 = 68;
+/// Those of IP and TCP, without options.
+const HEADERS: u16 = 40;
 /// A /16.
 const POOL_MAX: u64 = 65_536;
 
@@ -320,6 +334,7 @@ forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.
         for (old, new, place, problem) in [
             ("192.168.100.1/24", "192.168.100.1", "inside.address", "with its prefix"),
             ("192.168.100.1/24", "80.80.1.1/8", "outside.address", "overlaps"),
+            ("100.1/24 }", "100.1/24, mtu: 60 }", "inside.mtu", "a number from 68"),
             ("100-80.80.80.105", "105-80.80.80.100", "pool[0]", "write 80.80.80.100-80.80.80.105"),
             ("[80.80.80.100-80.80.80.105, 80.80.80.110]", "[]", "pool", "from 1 to 65536"),
             ("80.80.80.110", "192.168.100.9", "pool", "on the inside network"),

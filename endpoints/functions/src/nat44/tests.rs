@@ -18,6 +18,7 @@ fn settings() -> NatSettings {
     let interface = |mac: u8, address: &str| NatInterface {
         mac: ferrule_dataplane::spec::MacAddress([2, 0, 0, 0, 0xaa, mac]),
         address: address.parse().unwrap(),
+        mtu: None,
     };
     NatSettings {
         inside: interface(1, "192.168.100.1/24"),
