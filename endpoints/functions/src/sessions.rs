@@ -26,7 +26,7 @@ pub struct Sessions<S, const KEYS: usize = 1> {
     max: usize,
     evicted: u64,
     refused: u64,
-    gone: Option<Vec<S>>,
+    gone: Option<Vec<([FlowKey; KEYS], S)>>,
 }
 
 /// How long conversations of a class idle, and whether the oldest of them makes room when the table is full.
@@ -171,18 +171,19 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         self.unlink(id);
         self.free.push(id);
         if let Some(gone) = &mut self.gone {
-            gone.push(self.slots[id as usize].value);
+            let slot = &self.slots[id as usize];
+            gone.push((slot.keys, slot.value));
         }
     }
 
-    /// Keeps what was known of those that are forgotten, for [`Self::take_gone`].
+    /// Keeps the keys of those that are forgotten and what was known of them, for [`Self::take_gone`].
     #[must_use]
     pub fn keeping_gone(self) -> Self {
         Self { gone: Some(Vec::new()), ..self }
     }
 
-    /// What was known of those that were forgotten since this was last asked.
-    pub fn take_gone(&mut self) -> Vec<S> {
+    /// Those that were forgotten since this was last asked: their keys, and what was known of them.
+    pub fn take_gone(&mut self) -> Vec<([FlowKey; KEYS], S)> {
         self.gone.as_mut().map(std::mem::take).unwrap_or_default()
     }
 

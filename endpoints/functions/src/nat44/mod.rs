@@ -4,13 +4,15 @@
 //! one port serves many destinations, and only whoever was asked can answer. ARP is answered for the pool and for our own addresses, and
 //! for no other.
 //!
-//! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`rewrite`] (addresses
-//! and checksums), [`mtu`] (what is too long), [`neighbours`] (ARP), [`error`](mod@error) (what a router says), [`counters`].
+//! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`released`] (ports
+//! that wait), [`rewrite`] (addresses and checksums), [`mtu`] (what is too long), [`neighbours`] (ARP), [`error`](mod@error) (what a router
+//! says), [`counters`].
 
 pub mod counters;
 pub mod error;
 pub mod mtu;
 pub mod neighbours;
+pub mod released;
 pub mod rewrite;
 pub mod session;
 pub mod settings;

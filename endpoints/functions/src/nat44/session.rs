@@ -12,7 +12,8 @@ pub struct NatSession {
     pub inside: (u32, u16),
     /// The client as it is known outside.
     pub outside: (u32, u16),
-    protocol: u8,
+    /// What it is of.
+    pub protocol: u8,
     tcp: TcpState,
 }
 

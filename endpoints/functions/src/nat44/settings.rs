@@ -158,6 +158,11 @@ impl NatSettings {
         self.pool.iter().any(|range| range.contains(&address))
     }
 
+    /// Whether a server inside is known by that.
+    pub fn is_forwarded(&self, protocol: u8, outside: (u32, u16)) -> bool {
+        self.forwards.iter().any(|forward| (forward.protocol, forward.outside) == (protocol, outside))
+    }
+
     /// Whether somebody outside may ask for it by ARP.
     pub fn is_ours_outside(&self, address: u32) -> bool {
         self.is_pool(address)

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use foldhash::fast::RandomState;
 
 use super::counters::NatReason;
+use super::released::ReleasedPorts;
 use super::session::{NatSession, class_of, classes};
 use super::settings::NatSettings;
 use crate::flow::FlowKey;
@@ -21,6 +22,7 @@ pub struct NatTable {
     sessions: Sessions<NatSession, 2>,
     /// Of each client, how many.
     pub(super) clients: HashMap<u32, usize, RandomState>,
+    released: ReleasedPorts,
     random: RandomState,
     drawn: u64,
 }
@@ -32,6 +34,7 @@ impl NatTable {
             settings: settings.clone(),
             sessions: Sessions::new(settings.sessions_max, &classes()).keeping_gone(),
             clients: HashMap::default(),
+            released: ReleasedPorts::default(),
             random: RandomState::default(),
             drawn: 0,
         }
@@ -82,10 +85,11 @@ impl NatTable {
             Side::Network => (FlowKey::of(side, &with_destination(headers, session.inside)), key),
         };
         let opened = self.sessions.insert([inside, outside], class_of(headers.protocol), session, now_ms);
-        self.forget_gone();
+        self.forget_gone(now_ms);
         if opened.is_none() {
             return Err(NatReason::SessionsFull);
         }
+        self.released.remove(&outside);
         *self.clients.entry(client).or_default() += 1;
         Ok(session)
     }
@@ -102,7 +106,7 @@ impl NatTable {
     /// Forgets idle ones, a few at a time.
     pub fn expire(&mut self, now_ms: u64) {
         self.sessions.expire(now_ms, EXPIRED_IN_A_ROUND);
-        self.forget_gone();
+        self.forget_gone(now_ms);
     }
 
     fn find(&mut self, key: &FlowKey, now_ms: u64) -> Option<u32> {
@@ -110,18 +114,22 @@ impl NatTable {
         let found = self.sessions.find(key, hash, now_ms);
         if found.is_none() {
             // It may have been idle.
-            self.forget_gone();
+            self.forget_gone(now_ms);
         }
         found
     }
 
-    fn forget_gone(&mut self) {
-        for NatSession { inside: (client, _), .. } in self.sessions.take_gone() {
+    fn forget_gone(&mut self, now_ms: u64) {
+        for ([_, outside], session) in self.sessions.take_gone() {
+            let client = session.inside.0;
             if let Some(count) = self.clients.get_mut(&client) {
                 *count -= 1;
                 if *count == 0 {
                     self.clients.remove(&client);
                 }
+            }
+            if !self.settings.is_forwarded(session.protocol, session.outside) {
+                self.released.add(outside, client, now_ms);
             }
         }
     }
@@ -143,32 +151,49 @@ impl NatTable {
         {
             return Ok(NatSession::new(inside, forward.outside, headers.protocol));
         }
-        let mut is_free = |outside: (u32, u16)| {
-            let reserved = self.settings.forwards.iter();
-            let mut reserved = reserved.filter(|forward| forward.protocol == headers.protocol);
-            let taken = reserved.any(|forward| forward.outside == outside);
-            let key = FlowKey::of(Side::Client, &with_source(headers, outside));
-            let hash = self.sessions.hash(&key);
-            !taken && self.sessions.find(&key, hash, now_ms).is_none()
-        };
         // A client keeps its address (RFC 4787, requirement 2).
         let address = self.settings.pool_address(self.random.hash_one(client));
-        if !has_port(headers.protocol) {
-            return if is_free((address, 0)) {
-                Ok(NatSession::new(inside, (address, 0), headers.protocol))
-            } else {
-                Err(NatReason::NoPort)
-            };
-        }
         // It keeps its port, if nobody else has that there; otherwise one is drawn that nobody foresees (RFC 6056).
-        let ports = self.settings.ports.clone();
-        let count = u32::from(ports.end() - ports.start()) + 1;
-        self.drawn += 1;
-        let start = self.random.hash_one((self.drawn, client)) as u32;
-        let drawn = (0..count.min(TRIES_MAX)).map(|tried| ports.start() + (start.wrapping_add(tried) % count) as u16);
-        let kept = Some(port).filter(|port| ports.contains(port));
-        let free = kept.into_iter().chain(drawn).find(|port| is_free((address, *port)));
-        free.map(|port| NatSession::new(inside, (address, port), headers.protocol)).ok_or(NatReason::NoPort)
+        let port = if has_port(headers.protocol) {
+            let ports = self.settings.ports.clone();
+            let count = u32::from(ports.end() - ports.start()) + 1;
+            self.drawn += 1;
+            let start = self.random.hash_one((self.drawn, client)) as u32;
+            let drawn =
+                (0..count.min(TRIES_MAX)).map(|tried| ports.start() + (start.wrapping_add(tried) % count) as u16);
+            let kept = Some(port).filter(|port| ports.contains(port));
+            self.choose(kept.into_iter().chain(drawn), address, headers, now_ms)
+        } else {
+            self.choose(std::iter::once(0), address, headers, now_ms)
+        };
+        port.map(|port| NatSession::new(inside, (address, port), headers.protocol)).ok_or(NatReason::NoPort)
+    }
+
+    /// The first port that nobody has; or else, of those that are kept from this client, the one that was released first.
+    fn choose(
+        &mut self,
+        ports: impl Iterator<Item = u16>,
+        address: u32,
+        headers: &Headers,
+        now_ms: u64,
+    ) -> Option<u16> {
+        let (client, mut oldest) = (headers.source as u32, None);
+        for port in ports {
+            let key = FlowKey::of(Side::Client, &with_source(headers, (address, port)));
+            let hash = self.sessions.hash(&key);
+            if self.settings.is_forwarded(headers.protocol, (address, port))
+                || self.sessions.find(&key, hash, now_ms).is_some()
+            {
+                continue;
+            }
+            // It may have been idle.
+            self.forget_gone(now_ms);
+            match self.released.kept_until(&key, client, now_ms) {
+                None => return Some(port),
+                Some(until_ms) => oldest = oldest.into_iter().chain([(until_ms, port)]).min(),
+            }
+        }
+        oldest.map(|(_, port)| port)
     }
 
     fn new_forwarded(&self, headers: &Headers) -> Result<NatSession, NatReason> {

@@ -41,11 +41,15 @@ struct Bed {
 impl Bed {
     fn new(settings: NatSettings) -> Self {
         let mut bed = Self { nat: Nat44::new(settings), now_ms: 0 };
-        // Everybody asks for us, and so is known.
-        for (side, who, us) in [(Client, CLIENT, INSIDE), (Client, OTHER, INSIDE), (Network, SERVER, POOL)] {
-            assert_eq!(bed.put(side, arp_request(mac_of(who), who, us)).len(), 1, "ARP is answered");
-        }
+        bed.meet();
         bed
+    }
+
+    /// Everybody asks for us, and so is known.
+    fn meet(&mut self) {
+        for (side, who, us) in [(Client, CLIENT, INSIDE), (Client, OTHER, INSIDE), (Network, SERVER, POOL)] {
+            assert_eq!(self.put(side, arp_request(mac_of(who), who, us)).len(), 1, "ARP is answered");
+        }
     }
 
     /// What leaves when a frame comes in, and where.
@@ -190,6 +194,32 @@ fn two_clients_with_one_port_get_two_and_one_that_finds_none_is_told() {
     assert_eq!((to, &refusal[ETHERNET + 20..ETHERNET + 22]), (Client, &[3, 13][..]));
     assert_eq!(ends(&refusal).1.0, OTHER);
     assert_eq!(bed.nat.counters().of(NatReason::NoPort), 1);
+}
+
+#[test]
+fn a_port_whose_session_has_ended_waits_before_another_client_gets_it() {
+    let dns = (SERVER, 53);
+    let port_of = |bed: &mut Bed, from| ends(&bed.forwarded(Client, &udp(from, dns, b""))).0.1;
+    let ended = || {
+        let mut bed = Bed::new(NatSettings { ports: 36822..=36823, ..settings() });
+        assert_eq!(port_of(&mut bed, HERE), 36822);
+        bed.now_ms += 300_000;
+        bed.nat.tick(bed.now_ms);
+        bed.meet();
+        bed
+    };
+    let mut bed = ended();
+    assert_eq!(port_of(&mut bed, HERE), 36822, "the same client has it at once");
+    let mut bed = ended();
+    assert_eq!(port_of(&mut bed, (OTHER, 36822)), 36823, "it is kept from another one");
+    let elsewhere = ends(&bed.forwarded(Client, &udp((OTHER, 36822), (SERVER, 54), b""))).0.1;
+    assert_eq!(elsewhere, 36822, "that server has nothing to do with it");
+    assert_eq!(port_of(&mut bed, (OTHER, 36900)), 36822, "there is no other one");
+    assert_eq!(bed.dropped(Client, &udp((OTHER, 36901), dns, b"")), NatReason::NoPort);
+    let mut bed = ended();
+    bed.now_ms += 120_000;
+    bed.meet();
+    assert_eq!(port_of(&mut bed, (OTHER, 36822)), 36822, "it has waited for long enough");
 }
 
 #[test]

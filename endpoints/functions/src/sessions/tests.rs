@@ -51,7 +51,7 @@ fn one_of_two_keys_is_found_by_either_and_goes_with_both() {
     sessions.remove(id.unwrap());
     assert_eq!((find(&mut sessions, 1), find(&mut sessions, 2), sessions.len()), (None, None, 1));
     assert!(find(&mut sessions, 3).is_some() && find(&mut sessions, 3) == find(&mut sessions, 4));
-    assert_eq!((sessions.take_gone(), sessions.take_gone()), (vec!["pair"], vec![]));
+    assert_eq!((sessions.take_gone(), sessions.take_gone()), (vec![([key(1), key(2)], "pair")], vec![]));
 }
 
 #[test]
