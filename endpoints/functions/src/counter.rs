@@ -13,6 +13,11 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_add(more), Relaxed);
     }
 
+    /// Takes away, as the only one who changes it.
+    pub fn subtract(&self, less: u64) {
+        self.set(self.get().saturating_sub(less));
+    }
+
     /// Becomes that, by the only one who changes it.
     pub fn set(&self, value: u64) {
         self.0.store(value, Relaxed);

@@ -1,6 +1,7 @@
 //! What a hop has counted, as Prometheus reads it.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use ferrule_daemon::metrics::{self, Labels, Process, counters, gauges};
 use prometheus_client::collector::Collector;
@@ -13,6 +14,7 @@ use crate::firewall::verdict::Reason;
 use crate::function::Side;
 use crate::hop::SideCounters;
 use crate::nat44::counters::{NatCounters, NatReason};
+use crate::nat44::pool::AddressCounters;
 use crate::running::{Functions, Running};
 
 /// Everything that one scrape tells.
@@ -102,7 +104,38 @@ impl Snapshot {
         let reasons = ("ferrule_nat44_other_frames", "Frames that were not translated, by reason");
         counters(encoder, reasons, self.nats().flat_map(of_reasons))?;
         let sessions = ("ferrule_nat44_sessions", "Sessions that there are");
-        gauges(encoder, sessions, self.nats().map(|(shown, nat)| (shown.labels.clone(), nat.sessions.get())))
+        gauges(encoder, sessions, self.nats().map(|(shown, nat)| (shown.labels.clone(), nat.sessions.get())))?;
+        self.encode_pools(encoder)
+    }
+
+    /// Of the addresses that somebody has used or wanted: a pool may be a large one.
+    fn encode_pools(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let used = || {
+            self.nats().flat_map(|(shown, nat)| {
+                nat.pool.used().map(move |(address, counted)| {
+                    (shown.with("address", &Ipv4Addr::from(address).to_string()), counted)
+                })
+            })
+        };
+        let of_sides = |counted: fn(&AddressCounters) -> &[Counter; 2]| {
+            used().flat_map(move |(labels, address)| {
+                Side::BOTH.map(|side| {
+                    let labels = labels.iter().cloned().chain([("side", side.word().to_owned())]).collect::<Labels>();
+                    (labels, counted(address)[side.index()].get())
+                })
+            })
+        };
+        let sessions = ("ferrule_nat44_pool_sessions", "Sessions of the address");
+        gauges(encoder, sessions, used().map(|(labels, address)| (labels, address.sessions.get())))?;
+        let ports = ("ferrule_nat44_pool_ports", "Ports and identifiers of the address that sessions use");
+        gauges(encoder, ports, used().map(|(labels, address)| (labels, address.ports.get())))?;
+        let packets = ("ferrule_nat44_pool_packets", "Packets of this side that were translated and have the address");
+        counters(encoder, packets, of_sides(|address| &address.packets))?;
+        let bytes = ("ferrule_nat44_pool_bytes", "Their bytes, without Ethernet headers");
+        counters(encoder, bytes, of_sides(|address| &address.bytes))?;
+        let refused =
+            ("ferrule_nat44_pool_refused", "Packets that found no port of the address, or no room for a session");
+        counters(encoder, refused, used().map(|(labels, address)| (labels, address.refused.get())))
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a NAT44 has counted. One thread adds, any thread reads.
 
+use std::ops::RangeInclusive;
+
+use super::pool::PoolCounters;
 use crate::counter::Counter;
 
 /// All counters.
@@ -11,9 +14,19 @@ pub struct NatCounters {
     pub sessions: Counter,
     /// Packets that went no further, by the reason.
     pub reasons: [Counter; NatReason::ALL.len()],
+    /// Of each address of the pool.
+    pub pool: PoolCounters,
 }
 
 impl NatCounters {
+    /// With a pool of these addresses. Those that were there before go on.
+    pub fn new(pool: &[RangeInclusive<u32>], before: &Self) -> Self {
+        let counters = Self { pool: PoolCounters::new(pool, &before.pool), ..Self::default() };
+        let growing = counters.translated.iter().chain(&counters.reasons);
+        growing.zip(before.translated.iter().chain(&before.reasons)).for_each(|(counter, old)| counter.set(old.get()));
+        counters
+    }
+
     /// Packets of a reason.
     pub fn of(&self, reason: NatReason) -> u64 {
         self.reasons[reason as usize].get()
@@ -68,6 +81,11 @@ impl NatReason {
         Self::LostFragment,
         Self::NoNeighbour,
     ];
+
+    /// Whether there was no port or no room for a session.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::NoPort | Self::ClientFull | Self::SessionsFull)
+    }
 
     /// As metrics call it.
     pub fn word(self) -> &'static str {

@@ -5,13 +5,14 @@
 //! for no other.
 //!
 //! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`released`] (ports
-//! that wait), [`rewrite`] (addresses and checksums), [`mtu`] (what is too long), [`neighbours`] (ARP), [`error`](mod@error) (what a router
-//! says), [`counters`].
+//! that wait), [`pool`] (what each address has in use), [`rewrite`] (addresses and checksums), [`mtu`] (what is too long), [`neighbours`]
+//! (ARP), [`error`](mod@error) (what a router says), [`counters`].
 
 pub mod counters;
 pub mod error;
 pub mod mtu;
 pub mod neighbours;
+pub mod pool;
 pub mod released;
 pub mod rewrite;
 pub mod session;
@@ -61,14 +62,15 @@ struct Rewrite {
 impl Nat44 {
     /// One that has seen nothing yet.
     pub fn new(settings: NatSettings) -> Self {
+        let counters = Arc::new(NatCounters::new(&settings.pool, &NatCounters::default()));
         Self {
-            table: NatTable::new(&settings),
+            table: NatTable::new(&settings, Arc::clone(&counters)),
             neighbours: [Neighbours::new(settings.inside), Neighbours::new(settings.outside)],
             responders: responders(&settings),
             outside_from_inside: Responder::new(settings.inside.mac, known_outside(&settings)),
             fragments: Fragments::new(),
             errors: ErrorLimit::default(),
-            counters: Arc::default(),
+            counters,
             last: Ok(Disposition::Drop),
             settings,
         }
@@ -81,7 +83,10 @@ impl Nat44 {
         }
         self.responders = responders(&settings);
         self.outside_from_inside = Responder::new(settings.inside.mac, known_outside(&settings));
-        self.table.set_settings(&settings);
+        if settings.pool != self.settings.pool {
+            self.counters = Arc::new(NatCounters::new(&settings.pool, &self.counters));
+        }
+        self.table.set_settings(&settings, Arc::clone(&self.counters));
         self.settings = settings;
     }
 
@@ -184,9 +189,7 @@ impl Nat44 {
                 Ok(Rewrite { which, end: if side == Side::Client { session.outside } else { session.inside } })
             }
             Err(reason) => {
-                if side == Side::Client
-                    && matches!(reason, NatReason::NoPort | NatReason::ClientFull | NatReason::SessionsFull)
-                {
+                if side == Side::Client && reason.is_refusal() {
                     self.refuse(side, IcmpError::Prohibited, frame, headers, now_ms, out);
                 } else if side == Side::Network {
                     return Err(match self.answer(side, frame, out) {
@@ -268,10 +271,18 @@ impl Nat44 {
             mtu::clamp_mss(frame, headers, most);
         }
         self.counters.translated[side.index()].add(1);
+        self.count_address(side, if side == Side::Client { end.0 } else { headers.destination as u32 }, headers);
         match route {
             Route::Neighbour(hop) if self.send(to, hop, frame, now_ms, out) => Ok(Disposition::Forward),
             Route::Neighbour(_) => Ok(Disposition::Drop),
             Route::Hairpin => self.hairpin(frame, now_ms, out),
+        }
+    }
+
+    /// A packet that came in on `side`, or has turned back, has this address of ours outside.
+    fn count_address(&self, side: Side, outside: u32, headers: &Headers) {
+        if let Some(address) = self.counters.pool.of(outside) {
+            address.count(side, headers.end - headers.ip_at);
         }
     }
 
@@ -332,6 +343,7 @@ impl Nat44 {
             return Err(NatReason::LostFragment);
         }
         let session = self.table.find_or_open(Side::Network, &headers, now_ms)?;
+        self.count_address(Side::Network, session.outside.0, &headers);
         rewrite::packet(frame, &headers, Which::Destination, session.inside);
         self.turn_back(session.inside.0, frame, now_ms, out);
         Ok(Disposition::Drop)

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::counters::NatReason;
+use super::counters::{NatCounters, NatReason};
+use super::pool::PortUse;
 use super::released::ReleasedPorts;
 use super::session::{NatSession, class_of, classes};
 use super::settings::NatSettings;
@@ -23,26 +25,34 @@ pub struct NatTable {
     /// Of each client, how many.
     pub(super) clients: HashMap<u32, usize, RandomState>,
     released: ReleasedPorts,
+    ports: PortUse,
+    counters: Arc<NatCounters>,
     random: RandomState,
     drawn: u64,
 }
 
 impl NatTable {
     /// No sessions yet.
-    pub fn new(settings: &NatSettings) -> Self {
+    pub fn new(settings: &NatSettings, counters: Arc<NatCounters>) -> Self {
         Self {
             settings: settings.clone(),
             sessions: Sessions::new(settings.sessions_max, &classes()).keeping_gone(),
             clients: HashMap::default(),
             released: ReleasedPorts::default(),
+            ports: PortUse::default(),
+            counters,
             random: RandomState::default(),
             drawn: 0,
         }
     }
 
     /// Other settings from now on, but for how many sessions there may be. Sessions stay.
-    pub fn set_settings(&mut self, settings: &NatSettings) {
+    pub fn set_settings(&mut self, settings: &NatSettings, counters: Arc<NatCounters>) {
         self.settings = settings.clone();
+        if !Arc::ptr_eq(&self.counters, &counters) {
+            self.ports.tell(&counters.pool);
+            self.counters = counters;
+        }
     }
 
     /// How many.
@@ -65,6 +75,20 @@ impl NatTable {
             self.sessions.touch(id, class, now_ms);
             return Ok(session);
         }
+        let opened = self.open(side, key, headers, now_ms);
+        if opened.is_err_and(NatReason::is_refusal) {
+            let outside = match side {
+                Side::Client => self.address_of(headers.source as u32),
+                Side::Network => headers.destination as u32,
+            };
+            if let Some(address) = self.counters.pool.of(outside) {
+                address.refused.add(1);
+            }
+        }
+        opened
+    }
+
+    fn open(&mut self, side: Side, key: FlowKey, headers: &Headers, now_ms: u64) -> Result<NatSession, NatReason> {
         let mut session = match side {
             Side::Client => self.new_outward(headers, now_ms)?,
             Side::Network => self.new_forwarded(headers)?,
@@ -90,6 +114,7 @@ impl NatTable {
             return Err(NatReason::SessionsFull);
         }
         self.released.remove(&outside);
+        self.ports.open(&session, &self.counters.pool);
         *self.clients.entry(client).or_default() += 1;
         Ok(session)
     }
@@ -122,6 +147,7 @@ impl NatTable {
     fn forget_gone(&mut self, now_ms: u64) {
         for ([_, outside], session) in self.sessions.take_gone() {
             let client = session.inside.0;
+            self.ports.close(&session, &self.counters.pool);
             if let Some(count) = self.clients.get_mut(&client) {
                 *count -= 1;
                 if *count == 0 {
@@ -151,8 +177,7 @@ impl NatTable {
         {
             return Ok(NatSession::new(inside, forward.outside, headers.protocol));
         }
-        // A client keeps its address (RFC 4787, requirement 2).
-        let address = self.settings.pool_address(self.random.hash_one(client));
+        let address = self.address_of(client);
         // It keeps its port, if nobody else has that there; otherwise one is drawn that nobody foresees (RFC 6056).
         let port = if has_port(headers.protocol) {
             let ports = self.settings.ports.clone();
@@ -167,6 +192,11 @@ impl NatTable {
             self.choose(std::iter::once(0), address, headers, now_ms)
         };
         port.map(|port| NatSession::new(inside, (address, port), headers.protocol)).ok_or(NatReason::NoPort)
+    }
+
+    /// A client keeps its address of the pool (RFC 4787, requirement 2).
+    fn address_of(&self, client: u32) -> u32 {
+        self.settings.pool_address(self.random.hash_one(client))
     }
 
     /// The first port that nobody has; or else, of those that are kept from this client, the one that was released first.

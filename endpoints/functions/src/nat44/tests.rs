@@ -223,6 +223,34 @@ fn a_port_whose_session_has_ended_waits_before_another_client_gets_it() {
 }
 
 #[test]
+fn of_each_address_of_the_pool_it_is_counted_what_it_has_and_carries() {
+    let mut bed = Bed::new(NatSettings { ports: 5000..=5001, ..settings() });
+    let counted = |bed: &Bed| {
+        let address = bed.nat.counters().pool.of(POOL).unwrap();
+        let sides = [0, 1].map(|side| (address.packets[side].get(), address.bytes[side].get()));
+        (address.sessions.get(), address.ports.get(), sides, address.refused.get())
+    };
+    assert_eq!(bed.nat.counters().pool.used().count(), 0);
+    bed.forwarded(Client, &udp((CLIENT, 5000), (SERVER, 53), b"1234"));
+    bed.forwarded(Client, &udp((OTHER, 5000), (SERVER, 54), b""));
+    bed.forwarded(Client, &udp((OTHER, 5001), (SERVER, 53), b""));
+    bed.forwarded(Network, &udp((SERVER, 53), (POOL, 5000), b"12"));
+    bed.send(Client, &udp((OTHER, 5002), (SERVER, 53), b"")).unwrap();
+    assert_eq!(counted(&bed), (3, 2, [(3, 88), (1, 30)], 1), "two sessions have one port");
+    // Another pool, and back to this one: what is there is counted as it is, what has been is gone.
+    let pool = |first, last| NatSettings { pool: vec![first..=last], ports: 5000..=5001, ..settings() };
+    bed.nat.set_settings(pool(POOL, POOL + 1));
+    assert_eq!(counted(&bed), (3, 2, [(3, 88), (1, 30)], 1));
+    bed.nat.set_settings(pool(POOL + 1, POOL + 1));
+    assert!(bed.nat.counters().pool.of(POOL).is_none());
+    bed.nat.set_settings(pool(POOL, POOL));
+    assert_eq!(counted(&bed), (3, 2, [(0, 0), (0, 0)], 0));
+    bed.now_ms = 300_000;
+    bed.nat.tick(bed.now_ms);
+    assert_eq!(counted(&bed).0 + counted(&bed).1, 0);
+}
+
+#[test]
 fn only_whoever_was_asked_may_answer() {
     let mut bed = Bed::new(settings());
     bed.forwarded(Client, &udp(HERE, (SERVER, 53), b""));
