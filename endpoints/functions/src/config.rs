@@ -132,6 +132,11 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
     {
         field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
     }
+    if let (FunctionSettings::Nat44(nat), None) = (&function, &ends)
+        && let Err((place, problem)) = nat.check_of_mesh()
+    {
+        field.wrong_below(&format!("nat44.{place}"), problem);
+    }
     Some(Config { name: name?.to_owned(), metrics: metrics?, socket, ends, function })
 }
 
@@ -279,6 +284,21 @@ firewall: { sessions: 10, rules: [{ name: all, action: permit }] }
         assert_eq!(config.needs_restart(&read_all(&GOOD.replace("firewall\n", "pass\n")).unwrap()).len(), 4);
         let wrong = read_all(&GATEWAY.replace("client:", "# client:")).unwrap_err();
         assert!(wrong[0].contains("client: missing"), "a gateway ends a chain of its own: {wrong:#?}");
+    }
+
+    #[test]
+    fn a_nat44_of_the_mesh_forwards_to_its_clients_only() {
+        let nat = "nat44:
+  inside: { address: 10.0.0.1/24 }
+  outside: { address: 80.80.80.1/24 }
+  pool: [80.80.80.2-80.80.80.9]
+  forwards: [{ protocol: tcp, outside: \"80.80.80.1:80\", inside: \"10.0.0.2:80\" }]
+";
+        let ends =
+            "client: { memif: { socket: \"@c\", role: client } }\nnetwork: { memif: { socket: \"@n\", role: client } }";
+        read_all(&format!("name: alone\n{ends}\n{nat}")).unwrap();
+        let wrong = read_all(&format!("name: mesh\n{nat}")).unwrap_err();
+        assert!(wrong[0].contains("nat44.forwards[0].outside: 80.80.80.1 is not of the pool"), "{wrong:#?}");
     }
 
     #[test]

@@ -29,25 +29,31 @@ impl Leases {
         // What it has is its own until it has something else.
         let known = self.of(id);
         let others = || self.0.iter().filter(|(other, _)| *other != id).map(|(_, lease)| lease);
-        let may_have = |address: &Ipv4Addr| is_client(nat, *address) && others().all(|lease| lease.inside != *address);
+        let may_have = |address: &Ipv4Addr| nat.is_client(*address) && others().all(|lease| lease.inside != *address);
         let had = asked.ip_context.iter().flat_map(|ip| &ip.src_ip_addrs);
         let had = had.filter_map(|text| text.split('/').next()?.parse().ok());
         let all = match &nat.clients {
             Some(range) => range.clone(),
             None => u32::from(nat.inside.address.network())..=u32::from(nat.inside.address.broadcast()),
         };
+        // Whoever does not ask for an address that forwards lead to gets it last.
+        let is_server = |address: &u32| nat.forwards.iter().any(|forward| forward.inside.0 == *address);
+        let all = all.clone().filter(|address| !is_server(address)).chain(all.filter(is_server)).map(Ipv4Addr::from);
         let known_inside = known.map(|lease| lease.inside);
-        let inside =
-            known_inside.into_iter().chain(had).chain(all.map(Ipv4Addr::from)).find(may_have).ok_or_else(|| {
-                let network = nat.inside.address.trunc();
-                Status::resource_exhausted(format!("no address of {network} is left for another client of the NAT44"))
-            })?;
+        let inside = known_inside.into_iter().chain(had).chain(all).find(may_have).ok_or_else(|| {
+            let network = nat.inside.address.trunc();
+            Status::resource_exhausted(format!("no address of {network} is left for another client of the NAT44"))
+        })?;
         let known_outside = known.map(|lease| lease.outside).filter(|address| nat.is_pool((*address).into()));
-        let mut pool = known_outside.into_iter().chain(nat.pool.iter().cloned().flatten().map(Ipv4Addr::from));
-        let outside = pool.find(|address| others().all(|lease| lease.outside != *address)).ok_or_else(|| {
+        let is_free = |address: &Ipv4Addr| others().all(|lease| lease.outside != *address);
+        let pool = nat.pool.iter().cloned().flatten().map(Ipv4Addr::from);
+        let mut pool = known_outside.into_iter().chain(pool).filter(|address| nat.can_have(inside, *address));
+        // What forwards say now may be another client's still, until that is given something else.
+        let outside = pool.find(is_free).or(known_outside).ok_or_else(|| {
             let count = nat.pool_len();
             Status::resource_exhausted(format!(
-                "each client of the NAT44 has an address of its pool, and all {count} are in use: give it a larger `pool`"
+                "each client of the NAT44 has an address of its pool, and all {count} are in use, or kept for those whom `forwards` name: \
+                 give it a larger `pool`"
             ))
         })?;
         let lease = Lease { inside, outside };
@@ -97,19 +103,6 @@ impl Lease {
     }
 }
 
-/// Whether a client can have an address.
-fn is_client(nat: &NatSettings, address: Ipv4Addr) -> bool {
-    let network = nat.inside.address;
-    let is_meant = nat.clients.as_ref().is_none_or(|range| range.contains(&u32::from(address)));
-    is_meant && is_host(network, address) && address != network.addr()
-}
-
-/// Whether it is one of a network's hosts: neither the first address nor the last one, which are the network's own.
-fn is_host(network: Ipv4Net, address: Ipv4Addr) -> bool {
-    let own = network.prefix_len() < 31 && (address == network.network() || address == network.broadcast());
-    network.contains(&address) && !own
-}
-
 #[cfg(test)]
 mod tests {
     use ferrule_daemon::settings::parse;
@@ -142,7 +135,7 @@ mod tests {
         assert_eq!(leases.take("a", &nat, &none).unwrap(), first);
         leases.take("c", &nat, &none).unwrap();
         let full = leases.take("d", &nat, &none).unwrap_err();
-        assert!(full.message().contains("all 3 are in use: give it a larger `pool`"), "{full}");
+        assert!(full.message().contains("all 3 are in use"), "{full}");
         leases.give_back("a");
         let again = first.in_front(&nat, ConnectionContext::default());
         assert_eq!(leases.take("e", &nat, &again).unwrap(), first, "what it had is free");
@@ -163,6 +156,35 @@ mod tests {
         let kept = leases.of("b");
         leases.take("b", &smaller, &none).unwrap_err();
         assert_eq!(leases.of("b"), kept, "there is none for it, and its function has this one still");
+    }
+
+    #[test]
+    fn what_forwards_name_is_one_clients_inside_and_outside() {
+        let (mut leases, none) = (Leases::default(), ConnectionContext::default());
+        let forwards = "forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"10.0.0.2:8080\" }]\n";
+        let nat = nat(forwards);
+        let first = leases.take("a", &nat, &none).unwrap();
+        assert_eq!(texts(first), pair("10.0.0.3", "80.80.80.101"), "it has not asked for the other ones");
+        let server = Lease { inside: Ipv4Addr::new(10, 0, 0, 2), ..first }.in_front(&nat, none.clone());
+        assert_eq!(texts(leases.take("b", &nat, &server).unwrap()), pair("10.0.0.2", "80.80.80.100"));
+        leases.give_back("b");
+        leases.take("c", &nat, &none).unwrap();
+        let full = leases.take("d", &nat, &none).unwrap_err();
+        assert!(full.message().contains("kept for those whom `forwards` name"), "{full}");
+        // Somebody else has by now what new settings want it to have: it waits for that.
+        let other = nat_with(&nat, Ipv4Addr::new(10, 0, 0, 3));
+        assert_eq!(texts(leases.take("a", &other, &none).unwrap()), pair("10.0.0.3", "80.80.80.100"));
+        let other = nat_with(&nat, Ipv4Addr::new(10, 0, 0, 4));
+        assert_eq!(texts(leases.take("c", &other, &none).unwrap()), pair("10.0.0.4", "80.80.80.102"));
+        assert_eq!(texts(leases.take("a", &other, &none).unwrap()), pair("10.0.0.3", "80.80.80.101"));
+        assert_eq!(texts(leases.take("c", &other, &none).unwrap()), pair("10.0.0.4", "80.80.80.100"));
+    }
+
+    /// The same with its forward to another client.
+    fn nat_with(nat: &NatSettings, inside: Ipv4Addr) -> NatSettings {
+        let mut other = nat.clone();
+        other.forwards[0].inside.0 = inside.into();
+        other
     }
 
     #[test]

@@ -170,6 +170,48 @@ impl NatSettings {
             || self.forwards.iter().any(|forward| forward.outside.0 == address)
     }
 
+    /// What cannot be where the mesh gives each client an address inside and one of the pool.
+    pub fn check_of_mesh(&self) -> Result<(), (String, String)> {
+        for (number, forward) in self.forwards.iter().enumerate() {
+            let wrong = |key: &str, problem: String| Err((format!("forwards[{number}].{key}"), problem));
+            let [from, to] = [forward.outside.0, forward.inside.0].map(Ipv4Addr::from);
+            if !self.is_pool(forward.outside.0) {
+                return wrong(
+                    "outside",
+                    format!("{from} is not of the pool; in a mesh no other address is known outside"),
+                );
+            }
+            if !self.is_client(to) {
+                return wrong("inside", format!("{to} is not one of `clients`; the mesh gives it to nobody"));
+            }
+            let parts =
+                |other: &&PortForward| (other.outside.0 == forward.outside.0) != (other.inside.0 == forward.inside.0);
+            if let Some(other) = self.forwards[..number].iter().find(parts) {
+                let [from, to] = [other.outside.0, other.inside.0].map(Ipv4Addr::from);
+                let problem = format!(
+                    "another one leads from {from} to {to}; in a mesh a client has one address outside, which is its own"
+                );
+                return wrong("outside", problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a client of the mesh can have an address inside.
+    pub fn is_client(&self, address: Ipv4Addr) -> bool {
+        let network = self.inside.address;
+        // The first address and the last one are the network's own.
+        let is_networks = network.prefix_len() < 31 && (address == network.network() || address == network.broadcast());
+        let is_meant = self.clients.as_ref().is_none_or(|range| range.contains(&u32::from(address)));
+        is_meant && network.contains(&address) && !is_networks && address != network.addr()
+    }
+
+    /// Whether a client of the mesh with that address inside can have this one outside: what forwards name belongs together.
+    pub fn can_have(&self, inside: Ipv4Addr, outside: Ipv4Addr) -> bool {
+        let (inside, outside) = (u32::from(inside), u32::from(outside));
+        self.forwards.iter().all(|forward| (forward.outside.0 == outside) == (forward.inside.0 == inside))
+    }
+
     /// Whether an address is one host's, so that what is for it or from it goes on and errors are told (RFC 1812, sections 4.3.2.7 and 5.3.7).
     pub fn is_unicast(&self, address: u32) -> bool {
         let is_broadcast = |network: &Ipv4Net| network.prefix_len() < 31 && u32::from(network.broadcast()) == address;
@@ -332,6 +374,30 @@ forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.
         assert_eq!(first.pool, [0x5050_5064..=0x5050_5064]);
         assert_eq!((second.outside.address.to_string().as_str(), second.forwards.len()), ("80.80.80.110/24", 0));
         assert_eq!(second.outside.mac, MacAddress([2, 0xfe, 80, 80, 80, 110]));
+    }
+
+    #[test]
+    fn what_a_mesh_cannot_forward_is_named() {
+        let check = |forwards: &str| {
+            let text =
+                GOOD.replace("forwards: [", &format!("clients: 192.168.100.9-192.168.100.11\nforwards: [{forwards}"));
+            let (place, problem) = read_all(&text).unwrap().unwrap().check_of_mesh().err().unwrap_or_default();
+            format!("{place}: {problem}")
+        };
+        let forward = |outside: &str, inside: &str| {
+            format!("{{ protocol: udp, outside: \"{outside}\", inside: \"{inside}\" }}, ")
+        };
+        assert_eq!(check(""), ": ");
+        assert_eq!(check(&forward("80.80.80.100:53", "192.168.100.10:53")), ": ", "two of one client");
+        for (outside, inside, problem) in [
+            ("80.80.80.99:53", "192.168.100.10:53", "forwards[0].outside: 80.80.80.99 is not of the pool"),
+            ("80.80.80.101:53", "192.168.100.12:53", "forwards[0].inside: 192.168.100.12 is not one of `clients`"),
+            ("80.80.80.100:53", "192.168.100.11:53", "forwards[1].outside: another one leads from 80.80.80.100 to"),
+            ("80.80.80.101:53", "192.168.100.10:53", "forwards[1].outside: another one leads from 80.80.80.101 to"),
+        ] {
+            let found = check(&forward(outside, inside));
+            assert!(found.starts_with(problem), "{found}");
+        }
     }
 
     #[test]
