@@ -9,12 +9,11 @@
 mod cycles;
 
 use std::fmt::Write as _;
-use std::hint::black_box;
 
-use ferrule_functions::Side;
 use ferrule_functions::firewall::Firewall;
 use ferrule_functions::firewall::file::read_text;
 use ferrule_functions::packet::Link;
+use ferrule_functions::{Disposition, Side};
 
 use self::cycles::{ShortFrame, cycles};
 
@@ -48,13 +47,14 @@ fn firewall(rules: usize, action: &str) -> Firewall {
 
 fn of_known(rules: usize) -> f64 {
     let frames: Vec<_> = (0..64).map(|number| frame(number, 80)).collect();
-    of_frames(&mut firewall(rules, "permit"), &frames)
+    of_frames(&mut firewall(rules, "permit"), &frames, Disposition::Forward)
 }
 
 fn of_new(rules: usize, port: u16) -> f64 {
     // More than there are places for.
     let frames: Vec<_> = (0..100_000).map(|number| frame(number, port)).collect();
-    of_frames(&mut firewall(rules, "permit"), &frames)
+    let expected = if port == 80 { Disposition::Forward } else { Disposition::Drop };
+    of_frames(&mut firewall(rules, "permit"), &frames, expected)
 }
 
 fn of_sessions(sessions: usize, of: usize) -> f64 {
@@ -63,15 +63,12 @@ fn of_sessions(sessions: usize, of: usize) -> f64 {
     for frame in &frames {
         assert!(firewall.judge(Side::Client, frame, 0).passes());
     }
-    of_frames(&mut firewall, &frames[..of])
+    of_frames(&mut firewall, &frames[..of], Disposition::Forward)
 }
 
 /// These in turn.
-fn of_frames(firewall: &mut Firewall, frames: &[ShortFrame]) -> f64 {
-    let judge = |frame: &mut ShortFrame| {
-        black_box(firewall.judge(Side::Client, frame, 1));
-    };
-    cycles(BURSTS, |number| &frames[number % frames.len()], judge)
+fn of_frames(firewall: &mut Firewall, frames: &[ShortFrame], expected: Disposition) -> f64 {
+    cycles(firewall, Side::Client, BURSTS, |number| &frames[number % frames.len()], expected)
 }
 
 /// A SYN of client `number`.

@@ -10,12 +10,13 @@ mod cycles;
 
 use std::net::Ipv4Addr;
 
+use ferrule_dataplane::port::BURST;
 use ferrule_functions::nat44::Nat44;
 use ferrule_functions::nat44::settings::{NatInterface, NatSettings};
 use ferrule_functions::packet::{TCP, TCP_ACK, TCP_SYN, UDP, checksum};
 use ferrule_functions::{Disposition, Function, Side};
 
-use self::cycles::{BURST, ShortFrame, cycles};
+use self::cycles::{ShortFrame, cycles};
 
 fn main() {
     println!("| Protocol | sessions | out, in turn | the same one | back, in turn | the same one | a new one |");
@@ -89,9 +90,7 @@ impl Testbed {
 
 /// These in turn.
 fn of_frames(nat: &mut Nat44, side: Side, frames: &[ShortFrame], bursts: usize) -> f64 {
-    let mut out = Vec::new();
-    let forward = |frame: &mut ShortFrame| assert_eq!(nat.frame(side, frame, 1, &mut out), Disposition::Forward);
-    cycles(bursts, |number| &frames[number % frames.len()], forward)
+    cycles(nat, side, bursts, |number| &frames[number % frames.len()], Disposition::Forward)
 }
 
 fn settings() -> NatSettings {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ferrule_dataplane::capture::Remark;
 
+use crate::burst::Burst;
 use crate::config::FunctionSettings;
 use crate::firewall::Firewall;
 use crate::firewall::counters::Counters;
@@ -80,6 +81,15 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.frame(side, frame, now_ms, out),
             Self::Firewall(function) => function.frame(side, frame, now_ms, out),
             Self::Nat44(function) => function.frame(side, frame, now_ms, out),
+        }
+    }
+
+    #[inline]
+    fn burst(&mut self, side: Side, burst: &mut Burst, now_ms: u64, out: &mut Vec<Extra>) {
+        match self {
+            Self::Passthrough(function) => function.burst(side, burst, now_ms, out),
+            Self::Firewall(function) => function.burst(side, burst, now_ms, out),
+            Self::Nat44(function) => function.burst(side, burst, now_ms, out),
         }
     }
 

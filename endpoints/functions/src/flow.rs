@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use crate::function::Side;
-use crate::packet::{Family, Headers, ICMP, ICMP_V6, Quoted, icmp_of, request_of};
+use crate::packet::{Family, Headers, ICMP, ICMP_V6, PlainPacket, Quoted, icmp_of, request_of};
 
 /// A conversation, whoever of the two sides speaks: addresses, protocol, ports; of an ICMP query its identifier and type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,17 @@ impl FlowKey {
     pub fn of(side: Side, headers: &Headers) -> Self {
         let Headers { family, source, destination, protocol, ports, identifier, .. } = *headers;
         Self::between(side, family, [source, destination], protocol, ports, identifier)
+    }
+
+    /// The same of a plain packet.
+    #[inline(always)]
+    pub fn of_plain(side: Side, packet: &PlainPacket) -> Self {
+        let PlainPacket { source, destination, protocol, ports: [near, far], .. } = *packet;
+        let (client, network, ports) = match side {
+            Side::Client => (source, destination, [near, far]),
+            Side::Network => (destination, source, [far, near]),
+        };
+        Self { client: [0, client.into()], network: [0, network.into()], rest: rest_of(ports, protocol) }
     }
 
     /// The conversation of a packet that an ICMP error quotes, which came in on `side`: it was sent from the other one.
@@ -57,10 +68,14 @@ impl FlowKey {
         // A question of either side is another conversation.
         let asker = asker.map_or(0, |asker| 1 + asker.index() as u64);
         let family = u64::from(family == Family::V6);
-        let rest =
-            u64::from(ports[0]) | u64::from(ports[1]) << 16 | u64::from(protocol) << 32 | family << 40 | asker << 41;
+        let rest = rest_of(ports, protocol) | family << 40 | asker << 41;
         Self { client: halves(client), network: halves(network), rest }
     }
+}
+
+#[inline]
+fn rest_of(ports: [u16; 2], protocol: u8) -> u64 {
+    u64::from(ports[0]) | u64::from(ports[1]) << 16 | u64::from(protocol) << 32
 }
 
 impl Hash for FlowKey {

@@ -2,10 +2,22 @@
 
 use ferrule_dataplane::capture::Remark;
 
+use crate::burst::Burst;
+pub use crate::disposition::Disposition;
+
 /// A function between two wires.
 pub trait Function {
     /// Judges a frame that came in on `side`, and may rewrite its bytes. What else is to be sent is put into `out`.
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition;
+
+    /// Judges frames that came in together on `side`, as [`Self::frame`] does one after the other, and says of each what becomes of it. Whoever
+    /// knows all of them may do it faster.
+    fn burst(&mut self, side: Side, burst: &mut Burst, now_ms: u64, out: &mut Vec<Extra>) {
+        for number in 0..burst.len() {
+            let disposition = self.frame(side, burst.frame_mut(number), now_ms, out);
+            burst.dispose(number, disposition);
+        }
+    }
 
     /// What it says of the frame that it judged last, for whoever traces it.
     fn remark(&self) -> Remark<'_> {
@@ -14,15 +26,6 @@ pub trait Function {
 
     /// Time has passed: what is old may be forgotten, a little at a time.
     fn tick(&mut self, _now_ms: u64) {}
-}
-
-/// What becomes of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disposition {
-    /// It leaves on the other side, as it is now.
-    Forward,
-    /// It goes no further.
-    Drop,
 }
 
 /// A frame beside the one that came in: an answer, or one that was held until now.

@@ -1,7 +1,7 @@
-//! A function between two ports: frames are taken from one, judged on a copy, and put to the other.
+//! A function between two ports: frames are taken from one, judged on copies, and put to the other.
 //!
-//! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. What finds the next
-//! end full waits, and holds back those behind it; what finds nobody there is dropped and counted. An end may become another one while it runs.
+//! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. Frames are judged in
+//! bursts; what finds the next end full waits, and holds back those behind it; what finds nobody there is dropped and counted. An end may become another one while it runs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -16,6 +16,7 @@ use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::ticks;
 use thiserror::Error;
 
+use crate::burst::Burst;
 use crate::counter::Counter;
 use crate::function::{Disposition, Extra, Function, Side};
 use crate::port::{HopPort, PortSpec, with_queues};
@@ -271,23 +272,24 @@ struct Worker<F> {
 
 struct Scratch {
     gather: Box<[u8]>,
-    /// By side: our copy of a frame that came in there, if it still waits for room.
-    frames: [(Box<[u8]>, Option<Waiting>); 2],
+    /// By side: our copies of frames that came in there, of which some may still wait for room.
+    bursts: [(Burst, Option<Waiting>); 2],
     extras: Vec<Extra>,
 }
 
-/// A frame that found its queue full.
+/// Frames that found their queue full.
 #[derive(Clone, Copy)]
 struct Waiting {
-    length: usize,
-    /// The queue that it came in by. Those behind it wait for it, and so does every other queue: there is one copy.
+    /// The first of the burst that waits, and all behind it.
+    first: usize,
+    /// The queue that they came in by. Those behind them wait for them, and so does every other queue: there is one burst.
     queue: usize,
 }
 
 impl Scratch {
     fn new() -> Self {
-        let buffer = || vec![0; FRAME_MAX].into_boxed_slice();
-        Self { gather: buffer(), frames: [(buffer(), None), (buffer(), None)], extras: Vec::new() }
+        let gather = vec![0; FRAME_MAX].into_boxed_slice();
+        Self { gather, bursts: Default::default(), extras: Vec::new() }
     }
 }
 
@@ -376,7 +378,7 @@ impl<F: Function> Worker<F> {
             Side::Network => (network.as_mut(), client.as_mut()),
         };
         let Some(near) = near else { return Ok(false) };
-        let (frame, waiting) = &mut scratch.frames[side.index()];
+        let (burst, waiting) = &mut scratch.bursts[side.index()];
         let counters = &counters.sides;
         let mut judge = Judge {
             function,
@@ -384,7 +386,7 @@ impl<F: Function> Worker<F> {
             side,
             now_ms,
             counters: &counters[side.index()],
-            frame,
+            burst,
             waiting,
             gather: &mut scratch.gather,
             extras: &mut scratch.extras,
@@ -410,7 +412,7 @@ impl<F: Function> Worker<F> {
     }
 
     fn sleep(&mut self) {
-        let waits = self.scratch.frames.iter().any(|(_, waiting)| waiting.is_some());
+        let waits = self.scratch.bursts.iter().any(|(_, waiting)| waiting.is_some());
         if waits || self.ends.iter().all(Option::is_none) {
             // Nobody notifies us of room.
             thread::sleep(Duration::from_millis(1));
@@ -476,7 +478,7 @@ struct Judge<'a, F> {
     side: Side,
     now_ms: u64,
     counters: &'a SideCounters,
-    frame: &'a mut Box<[u8]>,
+    burst: &'a mut Burst,
     waiting: &'a mut Option<Waiting>,
     gather: &'a mut Box<[u8]>,
     extras: &'a mut Vec<Extra>,
@@ -509,36 +511,22 @@ impl<F: Function> Judge<'_, F> {
         if let Some(sender) = &mut sender {
             sender.refresh().map_err(|fault| (far, fault))?;
         }
-        if let Some(Waiting { length, .. }) = *self.waiting {
-            if !self.put(index, length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+        if let Some(Waiting { first, .. }) = self.waiting.take() {
+            if !self.put(first, index, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
                 return Ok(false);
             }
         } else if !receiver.refresh().map_err(|fault| (near, fault))? {
             return Ok(false);
         }
         receiver.refresh().map_err(|fault| (near, fault))?;
-        for _ in 0..BURST {
-            let Some(frame) = receiver.peek(self.gather).map_err(|fault| (near, fault))? else { break };
-            let (length, slots) = (frame.bytes.len(), frame.slots);
-            // A frame is never longer than FRAME_MAX; memory that went away is noticed at the next look.
-            let copied = frame.bytes.copy_out(self.frame);
-            receiver.advance(slots);
-            self.counters.frames.add(1);
-            self.counters.bytes.add(length as u64);
-            let bytes = if copied { &mut self.frame[..length] } else { &mut [] };
-            let seen = self.tap.and_then(|tap| Some((tap, tap.capture.take(tap.ticks, near.index(), false, bytes)?)));
-            let disposition = self.function.frame(near, bytes, self.now_ms, self.extras);
-            if let Some((tap, seen)) = seen {
-                tap.judged(seen, far, bytes, disposition, self.function.remark());
+        let mut taken = 0;
+        while self.waiting.is_none() && taken < BURST {
+            taken += self.take(receiver).map_err(|fault| (near, fault))?;
+            if self.burst.is_empty() {
+                break;
             }
-            match disposition {
-                Disposition::Drop => self.counters.dropped.add(1),
-                Disposition::Forward => {
-                    if !self.put(index, length, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
-                        break;
-                    }
-                }
-            }
+            self.judge();
+            self.put(0, index, sender.as_deref_mut()).map_err(|fault| (far, fault))?;
         }
         receiver.release();
         if let Some(eventfd) = receiver.release_notify_fd() {
@@ -550,17 +538,50 @@ impl<F: Function> Judge<'_, F> {
         Ok(true)
     }
 
-    /// Puts our copy to the other side. `false`: it waits for room.
-    fn put(&mut self, queue: usize, length: usize, sender: Option<&mut impl Target>) -> Result<bool, Fault> {
-        *self.waiting = None;
-        let frame = Frame { bytes: self.frame[..length].into(), offload: None, slots: 0 };
-        match sender.map(|sender| sender.put(&frame)).transpose()? {
-            Some(Put::Stored) => self.counters.forwarded.add(1),
-            Some(Put::Full) => {
-                *self.waiting = Some(Waiting { length, queue });
-                return Ok(false);
+    /// Copies what came in, up to a burst. How many frames.
+    fn take(&mut self, receiver: &mut impl Source) -> Result<usize, Fault> {
+        self.burst.clear();
+        while self.burst.has_room() {
+            let Some(frame) = receiver.peek(self.gather)? else { break };
+            let (length, slots) = (frame.bytes.len(), frame.slots);
+            self.burst.push(frame.bytes);
+            receiver.advance(slots);
+            self.counters.frames.add(1);
+            self.counters.bytes.add(length as u64);
+        }
+        Ok(self.burst.len())
+    }
+
+    fn judge(&mut self) {
+        let Self { function, tap, side, now_ms, burst, extras, .. } = self;
+        let Some(tap) = tap else { return function.burst(*side, burst, *now_ms, extras) };
+        for number in 0..burst.len() {
+            let bytes = burst.frame_mut(number);
+            let seen = tap.capture.take(tap.ticks, side.index(), false, bytes);
+            let disposition = function.frame(*side, bytes, *now_ms, extras);
+            if let Some(seen) = seen {
+                tap.judged(seen, side.other(), bytes, disposition, function.remark());
             }
-            Some(Put::Refused(_)) | None => self.counters.lost.add(1),
+            burst.dispose(number, disposition);
+        }
+    }
+
+    /// Puts our copies to the other side, from the first of these on. `false`: that one waits for room, and so do those behind it.
+    fn put(&mut self, first: usize, queue: usize, mut sender: Option<&mut impl Target>) -> Result<bool, Fault> {
+        for number in first..self.burst.len() {
+            if self.burst.disposition(number) == Disposition::Drop {
+                self.counters.dropped.add(1);
+                continue;
+            }
+            let frame = Frame { bytes: self.burst.frame(number).into(), offload: None, slots: 0 };
+            match sender.as_mut().map(|sender| sender.put(&frame)).transpose()? {
+                Some(Put::Stored) => self.counters.forwarded.add(1),
+                Some(Put::Full) => {
+                    *self.waiting = Some(Waiting { first: number, queue });
+                    return Ok(number > first);
+                }
+                Some(Put::Refused(_)) | None => self.counters.lost.add(1),
+            }
         }
         Ok(true)
     }

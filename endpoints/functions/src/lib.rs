@@ -4,7 +4,7 @@
 //! no peer can change meanwhile. A hop carries frames to it and away, and the program `network-function` is one hop with its settings.
 //!
 //! Modules in reading order:
-//! - [`function`]: what every function is
+//! - [`function`]: what every function is; [`burst`](mod@burst): frames that came in together, with the [`disposition`](mod@disposition) of each
 //! - [`packet`]: the headers of a frame, checked; checksums
 //! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations; [`tcp_state`]
 //! - [`fragments`]: later fragments share the fate of the first one
@@ -21,9 +21,11 @@
 
 pub mod agent;
 pub mod any;
+pub mod burst;
 pub mod config;
 pub mod counter;
 pub mod daemon;
+pub mod disposition;
 pub mod firewall;
 pub mod flow;
 pub mod fragments;

@@ -27,6 +27,27 @@ pub struct Sessions<S, const KEYS: usize = 1> {
     evicted: u64,
     refused: u64,
     gone: Option<Vec<([FlowKey; KEYS], S)>>,
+    /// How often one was added or forgotten.
+    changes: u64,
+}
+
+/// A conversation that is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought {
+    /// Which one.
+    pub key: FlowKey,
+    /// Where to look for it.
+    pub hash: u64,
+    found: Lookup,
+    /// When that was found.
+    changes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Lookup {
+    Live(u32),
+    Idle(u32),
+    Nothing,
 }
 
 /// How long conversations of a class idle, and whether the oldest of them makes room when the table is full.
@@ -79,6 +100,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             gone: None,
             evicted: 0,
             refused: 0,
+            changes: 0,
         }
     }
 
@@ -108,13 +130,51 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
     /// The number of a conversation that is there and not idle.
     #[inline]
     pub fn find(&mut self, key: &FlowKey, hash: u64, now_ms: u64) -> Option<u32> {
-        let id = *self.table.find(hash, |&entry| *self.key_of(entry) == *key)? / KEYS as u32;
+        let found = self.look(key, hash, now_ms);
+        self.live(found)
+    }
+
+    /// A conversation that is to be looked for, by [`Self::find_sought`] at the latest.
+    #[inline]
+    pub fn sought(&self, key: FlowKey) -> Sought {
+        Sought { key, hash: self.hash(&key), found: Lookup::Nothing, changes: NEVER }
+    }
+
+    /// Looks for one, so that it is in the cache when it is asked for. Done for many in a row, these wait for memory at the same time, and not
+    /// one after the other.
+    #[inline]
+    pub fn seek(&self, sought: &mut Sought, now_ms: u64) {
+        sought.found = self.look(&sought.key, sought.hash, now_ms);
+        sought.changes = self.changes;
+    }
+
+    /// As [`Self::find`]. What was found before counts unless one was added or forgotten since.
+    #[inline]
+    pub fn find_sought(&mut self, sought: &Sought, now_ms: u64) -> Option<u32> {
+        let is_so_still = sought.changes == self.changes;
+        let found = if is_so_still { sought.found } else { self.look(&sought.key, sought.hash, now_ms) };
+        self.live(found)
+    }
+
+    #[inline]
+    fn look(&self, key: &FlowKey, hash: u64, now_ms: u64) -> Lookup {
+        let Some(entry) = self.table.find(hash, |&entry| *self.key_of(entry) == *key) else { return Lookup::Nothing };
+        let id = entry / KEYS as u32;
         let slot = &self.slots[id as usize];
-        if self.is_idle(slot.seen_ms, slot.class, now_ms) {
-            self.remove(id);
-            return None;
+        if self.is_idle(slot.seen_ms, slot.class, now_ms) { Lookup::Idle(id) } else { Lookup::Live(id) }
+    }
+
+    /// One that is idle is forgotten.
+    #[inline]
+    fn live(&mut self, found: Lookup) -> Option<u32> {
+        match found {
+            Lookup::Live(id) => Some(id),
+            Lookup::Idle(id) => {
+                self.remove(id);
+                None
+            }
+            Lookup::Nothing => None,
         }
-        Some(id)
     }
 
     /// What is known of one that [`Self::find`] found.
@@ -152,6 +212,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             (self.slots.len() - 1) as u32
         };
         self.append(id, class);
+        self.changes += 1;
         let Self { table, slots, hasher, .. } = self;
         for (which, key) in keys.iter().enumerate() {
             let entry = id * KEYS as u32 + which as u32;
@@ -168,6 +229,7 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
             let Ok(entry) = self.table.find_entry(hash, |&entry| entry == wanted) else { return };
             entry.remove();
         }
+        self.changes += 1;
         self.unlink(id);
         self.free.push(id);
         if let Some(gone) = &mut self.gone {
@@ -207,10 +269,12 @@ impl<S: Copy, const KEYS: usize> Sessions<S, KEYS> {
         }
     }
 
+    #[inline]
     fn key_of(&self, entry: u32) -> &FlowKey {
         key_of(&self.slots, entry)
     }
 
+    #[inline]
     fn is_idle(&self, seen_ms: u64, class: u8, now_ms: u64) -> bool {
         now_ms.saturating_sub(seen_ms) >= self.queues[usize::from(class)].class.idle_ms
     }
@@ -277,6 +341,8 @@ fn key_of<S, const KEYS: usize>(slots: &[Slot<S, KEYS>], entry: u32) -> &FlowKey
 
 /// No conversation.
 const NONE: u32 = u32::MAX;
+/// No number of changes is that large.
+const NEVER: u64 = u64::MAX;
 /// More go than come.
 const EXPIRED_AT_ONCE: usize = 4;
 

@@ -17,6 +17,7 @@ pub mod verdict;
 use std::sync::Arc;
 
 use ferrule_dataplane::capture::Remark;
+use ferrule_dataplane::port::BURST;
 
 use self::cache::Cache;
 use self::classifier::{Classifier, Found};
@@ -24,11 +25,12 @@ use self::counters::Counters;
 use self::rule::{Action, Policy, Tuple, Unmatched};
 use self::session::{Opening, Session, class_of, classes};
 use self::verdict::{Reason, Verdict};
+use crate::burst::Burst;
 use crate::flow::FlowKey;
 use crate::fragments::{Fragments, PacketId, released};
 use crate::function::{Disposition, Extra, Function, Side};
-use crate::packet::{Family, Fragment, Headers, Link, Malformed, Packet, parse, quoted};
-use crate::sessions::Sessions;
+use crate::packet::{Family, Fragment, Headers, Link, Malformed, Packet, PlainPacket, parse, quoted};
+use crate::sessions::{Sessions, Sought};
 
 /// A firewall with its sessions.
 #[derive(Debug)]
@@ -49,6 +51,15 @@ pub struct Firewall {
     /// The parts that the last verdict releases.
     released: Vec<Vec<u8>>,
     last: Verdict,
+    /// Of the burst that is judged, those that are plain.
+    plain: Vec<Option<PlainFlow>>,
+}
+
+/// What is known of a plain packet before it is judged.
+#[derive(Clone, Copy, Debug)]
+struct PlainFlow {
+    sought: Sought,
+    tcp_flags: u8,
 }
 
 impl Firewall {
@@ -67,6 +78,7 @@ impl Firewall {
             policy,
             released: Vec::new(),
             last: Verdict::Held,
+            plain: Vec::with_capacity(BURST),
         }
     }
 
@@ -101,15 +113,63 @@ impl Firewall {
 
     /// Judges a frame that came in on `side`, and counts it.
     pub fn judge(&mut self, side: Side, frame: &[u8], now_ms: u64) -> Verdict {
-        let verdict = match parse(self.link, frame) {
+        let plain = self.plain(side, frame);
+        self.judge_as(side, frame, plain.as_ref(), now_ms)
+    }
+
+    #[inline(always)]
+    fn plain(&self, side: Side, frame: &[u8]) -> Option<PlainFlow> {
+        let packet = PlainPacket::read(self.link, frame)?;
+        let sought = self.sessions.sought(FlowKey::of_plain(side, &packet));
+        Some(PlainFlow { sought, tcp_flags: packet.tcp_flags })
+    }
+
+    #[inline(always)]
+    fn judge_as(&mut self, side: Side, frame: &[u8], plain: Option<&PlainFlow>, now_ms: u64) -> Verdict {
+        let known = plain.and_then(|plain| self.known(side, plain, now_ms));
+        let verdict = known.unwrap_or_else(|| self.judge_parsed(side, frame, now_ms));
+        self.count(verdict, frame.len());
+        verdict
+    }
+
+    /// What becomes of a packet whose flow is known: the same as if it were parsed.
+    #[inline(always)]
+    fn known(&mut self, side: Side, plain: &PlainFlow, now_ms: u64) -> Option<Verdict> {
+        let PlainFlow { sought, tcp_flags } = plain;
+        if let Some(rule) = self.pass_session(side, sought, *tcp_flags, now_ms) {
+            return Some(Verdict::PassSession(rule));
+        }
+        let Some(rule) = self.cache.find(side, &sought.key, sought.hash)? else {
+            return Some(by_default(self.policy.unmatched_on(side), Reason::Unmatched));
+        };
+        match self.policy.rules[rule as usize].action {
+            Action::Permit => Some(Verdict::PassRule(rule)),
+            Action::Deny => Some(Verdict::DropRule(rule)),
+            // It opens a session.
+            Action::Reflect => None,
+        }
+    }
+
+    /// The rule of the session that a packet belongs to, which has seen it now.
+    #[inline(always)]
+    fn pass_session(&mut self, side: Side, sought: &Sought, tcp_flags: u8, now_ms: u64) -> Option<u32> {
+        let id = self.sessions.find_sought(sought, now_ms)?;
+        let rule = self.rule_of_session(id)?;
+        let session = self.sessions.get(id);
+        session.see(side, tcp_flags);
+        let class = session.class();
+        self.sessions.touch(id, class, now_ms);
+        Some(rule)
+    }
+
+    fn judge_parsed(&mut self, side: Side, frame: &[u8], now_ms: u64) -> Verdict {
+        match parse(self.link, frame) {
             Ok(Packet::Ip(headers)) => self.judge_ip(side, frame, &headers, now_ms),
             Ok(Packet::Arp) => Verdict::Pass(Reason::Arp),
             Ok(Packet::Other(_)) => by_default(self.policy.not_ip, Reason::NotIp),
             Err(Malformed::TinyFragment) => Verdict::Drop(Reason::TinyFragment),
             Err(_) => Verdict::Drop(Reason::Malformed),
-        };
-        self.count(verdict, frame.len());
-        verdict
+        }
     }
 
     /// Forgets idle sessions, a few at a time.
@@ -145,17 +205,11 @@ impl Firewall {
 
     #[inline]
     fn judge_packet(&mut self, side: Side, frame: &[u8], headers: &Headers, now_ms: u64) -> Verdict {
-        let key = FlowKey::of(side, headers);
-        let hash = self.sessions.hash(&key);
-        if let Some(id) = self.sessions.find(&key, hash, now_ms)
-            && let Some(rule) = self.rule_of_session(id)
-        {
-            let session = self.sessions.get(id);
-            session.see(side, headers);
-            let class = session.class();
-            self.sessions.touch(id, class, now_ms);
+        let sought = self.sessions.sought(FlowKey::of(side, headers));
+        if let Some(rule) = self.pass_session(side, &sought, headers.tcp_flags, now_ms) {
             return Verdict::PassSession(rule);
         }
+        let Sought { key, hash, .. } = sought;
         if self.permits_v6 && headers.is_neighbour_discovery() {
             return Verdict::Pass(Reason::NeighbourDiscovery);
         }
@@ -232,6 +286,15 @@ impl Firewall {
         self.classifiers[side.index()][tuple.family as usize].find(tuple)
     }
 
+    /// What that makes of a frame; parts that were held for it leave with it.
+    #[inline]
+    fn dispose(&mut self, side: Side, verdict: Verdict, out: &mut Vec<Extra>) -> Disposition {
+        if !self.released.is_empty() {
+            out.extend(released(side.other(), std::mem::take(&mut self.released)));
+        }
+        if verdict.passes() { Disposition::Forward } else { Disposition::Drop }
+    }
+
     #[inline]
     fn count(&self, verdict: Verdict, length: usize) {
         match verdict {
@@ -248,10 +311,23 @@ impl Firewall {
 
 impl Function for Firewall {
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
-        let verdict = self.judge(side, frame, now_ms);
-        self.last = verdict;
-        out.extend(released(side.other(), std::mem::take(&mut self.released)));
-        if verdict.passes() { Disposition::Forward } else { Disposition::Drop }
+        self.last = self.judge(side, frame, now_ms);
+        self.dispose(side, self.last, out)
+    }
+
+    /// Step by step for all of them, so that they wait for memory at the same time.
+    fn burst(&mut self, side: Side, burst: &mut Burst, now_ms: u64, out: &mut Vec<Extra>) {
+        let mut flows = std::mem::take(&mut self.plain);
+        flows.extend((0..burst.len()).map(|number| self.plain(side, burst.frame(number))));
+        for flow in flows.iter_mut().flatten() {
+            self.sessions.seek(&mut flow.sought, now_ms);
+        }
+        for (number, flow) in flows.iter().enumerate() {
+            let verdict = self.judge_as(side, burst.frame(number), flow.as_ref(), now_ms);
+            burst.dispose(number, self.dispose(side, verdict, out));
+        }
+        flows.clear();
+        self.plain = flows;
     }
 
     fn remark(&self) -> Remark<'_> {

@@ -31,7 +31,7 @@ impl Session {
     pub fn new(opener: Side, headers: &Headers, rule: u32, generation: u32) -> Self {
         let is_tcp = headers.protocol == TCP;
         let mut session = Self { generation, rule, is_tcp, tcp: TcpState::default() };
-        session.see(opener, headers);
+        session.see(opener, headers.tcp_flags);
         session
     }
 
@@ -40,11 +40,11 @@ impl Session {
         !headers.is_icmp() || opens_way_back(headers.family, headers.ports[0])
     }
 
-    /// Notes a packet of it.
+    /// Notes a packet of it, with the flags that it has if it is one of TCP.
     #[inline]
-    pub fn see(&mut self, side: Side, headers: &Headers) {
+    pub fn see(&mut self, side: Side, tcp_flags: u8) {
         if self.is_tcp {
-            self.tcp.see(side, headers.tcp_flags);
+            self.tcp.see(side, tcp_flags);
         }
     }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::file::read_text;
 use super::*;
 use crate::fragments::{HELD_MAX, PACKETS_MAX};
@@ -255,3 +257,52 @@ fn what_is_broken_or_no_ip_is_dropped_and_counted() {
     assert!(passes(&mut secure_intranet(), Client, &lldp, 0), "that form is about IP only");
     assert_eq!((firewall.counters().of(Reason::Malformed), firewall.counters().of(Reason::NotIp)), (1, 1));
 }
+
+proptest! {
+    #[test]
+    fn frames_that_came_in_together_are_judged_as_if_one_after_the_other(
+        frames in prop::collection::vec((0..3u32, 0..3u32, 0..6u16, 0..6u16, 0..6u8), 1..150),
+    ) {
+        // Few sessions: some make room in the middle of a burst.
+        let [mut single, mut together] = [(); 2].map(|()| {
+            let policy = read_text("rules.yaml", OF_ALL_KINDS).unwrap_or_else(|errors| panic!("{errors}"));
+            Firewall::new(Link::Ethernet, policy, 4)
+        });
+        let frame = |&(from, to, near, far, kind): &(u32, u32, u16, u16, u8)| {
+            let (from, to) = ((CLIENT + from, near), (GATEWAY + to, far));
+            match kind {
+                0 => tcp(from, to, TCP_SYN),
+                1 => tcp(from, to, TCP_ACK),
+                2 => tcp(from, to, TCP_FIN),
+                3 => echo(8, from.0, to.0, near),
+                // One of two parts, the later one at times first.
+                4 => parts(&udp(from, to, &[0; 8]), 7, 8).swap_remove(usize::from(far) % 2),
+                _ => udp(from, to, b""),
+            }
+        };
+        for (number, frames) in frames.chunks(16).enumerate() {
+            let (side, now_ms) = (Side::BOTH[number % 3 / 2], number as u64 * 50_000);
+            let frames: Vec<_> = frames.iter().map(frame).collect();
+            let (mut burst, mut out) = (Burst::new(), [Vec::new(), Vec::new()]);
+            for frame in &frames {
+                burst.push(frame[..].into());
+            }
+            together.burst(side, &mut burst, now_ms, &mut out[0]);
+            for (number, frame) in frames.iter().enumerate() {
+                let expected = single.frame(side, &mut frame.clone(), now_ms, &mut out[1]);
+                prop_assert_eq!(burst.disposition(number), expected, "frame {}", number);
+            }
+            prop_assert_eq!(&out[0], &out[1]);
+            prop_assert_eq!(together.sessions.overflows(), single.sessions.overflows());
+            prop_assert_eq!(together.sessions(), single.sessions());
+        }
+    }
+}
+
+const OF_ALL_KINDS: &str = "rules:
+- { name: web, action: reflect, protocol: tcp, ports: 0-2 }
+- { name: ping, action: reflect, protocol: icmp, icmp_type: 8 }
+- { name: no, action: deny, protocol: tcp, ports: 3 }
+- { name: syn, action: permit, from: either, protocol: tcp, tcp_flags: \"syn\" }
+- { name: dns, action: permit, from: either, protocol: udp, ports: 0-3 }
+";

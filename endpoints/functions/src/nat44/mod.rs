@@ -23,6 +23,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ferrule_dataplane::capture::Remark;
+use ferrule_dataplane::port::BURST;
 use ferrule_endpoints::Responder;
 
 use self::counters::{NatCounters, NatReason};
@@ -31,10 +32,13 @@ use self::neighbours::Neighbours;
 use self::rewrite::Which;
 use self::settings::{NatInterface, NatSettings};
 use self::table::NatTable;
+use crate::burst::Burst;
+use crate::flow::FlowKey;
 use crate::fragments::{Fragments, PacketId};
 use crate::function::{Disposition, Extra, Function, Side};
 use crate::packet::checksum;
-use crate::packet::{Family, Fragment, Headers, Link, Packet, Quoted, parse, quoted};
+use crate::packet::{Family, Fragment, Headers, Link, Packet, PlainPacket, Quoted, parse, quoted};
+use crate::sessions::Sought;
 
 /// A NAT44 with its sessions.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub struct Nat44 {
     errors: ErrorLimit,
     counters: Arc<NatCounters>,
     last: Result<Disposition, NatReason>,
+    /// Of the burst that is translated, those of plain packets.
+    sought: Vec<Option<Sought>>,
 }
 
 /// What becomes of the later parts of a packet.
@@ -72,6 +78,7 @@ impl Nat44 {
             errors: ErrorLimit::default(),
             counters,
             last: Ok(Disposition::Drop),
+            sought: Vec::with_capacity(BURST),
             settings,
         }
     }
@@ -100,10 +107,27 @@ impl Nat44 {
         self.table.len()
     }
 
+    /// What becomes of a frame, whose session may have been looked for already.
+    fn judge(
+        &mut self,
+        side: Side,
+        frame: &mut [u8],
+        sought: Option<&Sought>,
+        now_ms: u64,
+        out: &mut Vec<Extra>,
+    ) -> Disposition {
+        self.last = self.take(side, frame, sought, now_ms, out);
+        self.last.unwrap_or_else(|reason| {
+            self.counters.reasons[reason as usize].add(1);
+            Disposition::Drop
+        })
+    }
+
     fn take(
         &mut self,
         side: Side,
         frame: &mut [u8],
+        sought: Option<&Sought>,
         now_ms: u64,
         out: &mut Vec<Extra>,
     ) -> Result<Disposition, NatReason> {
@@ -147,9 +171,9 @@ impl Nat44 {
                 };
                 fate.ok_or(NatReason::LostFragment)?
             }
-            Fragment::Whole => self.translate(side, frame, &headers, now_ms, out)?,
+            Fragment::Whole => self.translate(side, frame, &headers, sought, now_ms, out)?,
             Fragment::First { id } => {
-                let rewrite = self.translate(side, frame, &headers, now_ms, out);
+                let rewrite = self.translate(side, frame, &headers, sought, now_ms, out);
                 let held = self.fragments.decide(PacketId::new(side, &headers, id), rewrite.ok(), now_ms);
                 let rewrite = rewrite?;
                 let disposition = self.forward(side, frame, &headers, rewrite, now_ms, out);
@@ -172,6 +196,7 @@ impl Nat44 {
         side: Side,
         frame: &mut [u8],
         headers: &Headers,
+        sought: Option<&Sought>,
         now_ms: u64,
         out: &mut Vec<Extra>,
     ) -> Result<Rewrite, NatReason> {
@@ -184,7 +209,8 @@ impl Nat44 {
                 self.errors.send(&self.settings.inside, side, IcmpError::Unreachable, frame, headers, now_ms, out);
             })?;
         }
-        match self.table.find_or_open(side, headers, now_ms) {
+        let sought = sought.copied().unwrap_or_else(|| self.table.sought(FlowKey::of(side, headers)));
+        match self.table.find_or_open(side, headers, &sought, now_ms) {
             Ok(session) => {
                 Ok(Rewrite { which, end: if side == Side::Client { session.outside } else { session.inside } })
             }
@@ -342,7 +368,8 @@ impl Nat44 {
         if !headers.has_transport() {
             return Err(NatReason::LostFragment);
         }
-        let session = self.table.find_or_open(Side::Network, &headers, now_ms)?;
+        let sought = self.table.sought(FlowKey::of(Side::Network, &headers));
+        let session = self.table.find_or_open(Side::Network, &headers, &sought, now_ms)?;
         self.count_address(Side::Network, session.outside.0, &headers);
         rewrite::packet(frame, &headers, Which::Destination, session.inside);
         self.turn_back(session.inside.0, frame, now_ms, out);
@@ -408,11 +435,25 @@ impl Nat44 {
 
 impl Function for Nat44 {
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition {
-        self.last = self.take(side, frame, now_ms, out);
-        self.last.unwrap_or_else(|reason| {
-            self.counters.reasons[reason as usize].add(1);
-            Disposition::Drop
-        })
+        self.judge(side, frame, None, now_ms, out)
+    }
+
+    /// Sessions are looked for all at once, so that the frames wait for memory at the same time.
+    fn burst(&mut self, side: Side, burst: &mut Burst, now_ms: u64, out: &mut Vec<Extra>) {
+        let mut sought = std::mem::take(&mut self.sought);
+        sought.extend((0..burst.len()).map(|number| {
+            let packet = PlainPacket::read(Link::Ethernet, burst.frame(number))?;
+            Some(self.table.sought(FlowKey::of_plain(side, &packet)))
+        }));
+        for sought in sought.iter_mut().flatten() {
+            self.table.seek(sought, now_ms);
+        }
+        for (number, sought) in sought.iter().enumerate() {
+            let disposition = self.judge(side, burst.frame_mut(number), sought.as_ref(), now_ms, out);
+            burst.dispose(number, disposition);
+        }
+        sought.clear();
+        self.sought = sought;
     }
 
     fn remark(&self) -> Remark<'_> {

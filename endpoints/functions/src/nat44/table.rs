@@ -15,7 +15,7 @@ use super::settings::NatSettings;
 use crate::flow::FlowKey;
 use crate::function::Side;
 use crate::packet::{Headers, ICMP, Quoted, TCP, TCP_ACK, TCP_SYN, UDP, opens_way_back};
-use crate::sessions::Sessions;
+use crate::sessions::{Sessions, Sought};
 
 /// The sessions, and what is needed to open one.
 #[derive(Debug)]
@@ -65,10 +65,26 @@ impl NatTable {
         self.sessions.is_empty()
     }
 
+    /// A session that is to be looked for.
+    pub fn sought(&self, key: FlowKey) -> Sought {
+        self.sessions.sought(key)
+    }
+
+    /// Looks for one, so that it is in the cache when it is asked for.
+    pub fn seek(&self, sought: &mut Sought, now_ms: u64) {
+        self.sessions.seek(sought, now_ms);
+    }
+
     /// The session of a packet that came in on `side`. A client opens one; from outside only what a forward names does.
-    pub fn find_or_open(&mut self, side: Side, headers: &Headers, now_ms: u64) -> Result<NatSession, NatReason> {
-        let key = FlowKey::of(side, headers);
-        if let Some(id) = self.find(&key, now_ms) {
+    pub fn find_or_open(
+        &mut self,
+        side: Side,
+        headers: &Headers,
+        sought: &Sought,
+        now_ms: u64,
+    ) -> Result<NatSession, NatReason> {
+        let key = sought.key;
+        if let Some(id) = self.find(sought, now_ms) {
             let session = self.sessions.get(id);
             let class = session.see(side, headers);
             let session = *session;
@@ -124,7 +140,8 @@ impl NatTable {
         if quoted.source != headers.destination {
             return None;
         }
-        let id = self.find(&FlowKey::of_quoted(side, headers.family, quoted), now_ms)?;
+        let sought = self.sought(FlowKey::of_quoted(side, headers.family, quoted));
+        let id = self.find(&sought, now_ms)?;
         Some(*self.sessions.get(id))
     }
 
@@ -134,9 +151,8 @@ impl NatTable {
         self.forget_gone(now_ms);
     }
 
-    fn find(&mut self, key: &FlowKey, now_ms: u64) -> Option<u32> {
-        let hash = self.sessions.hash(key);
-        let found = self.sessions.find(key, hash, now_ms);
+    fn find(&mut self, sought: &Sought, now_ms: u64) -> Option<u32> {
+        let found = self.sessions.find_sought(sought, now_ms);
         if found.is_none() {
             // It may have been idle.
             self.forget_gone(now_ms);

@@ -463,6 +463,23 @@ fn udp_without_a_checksum_stays_so() {
     assert_eq!(&bed.forwarded(Client, &frame)[ETHERNET + 26..ETHERNET + 28], &[0, 0]);
 }
 
+#[test]
+fn of_frames_that_came_in_together_the_later_ones_find_the_sessions_of_those_before() {
+    let mut bed = Bed::new(settings());
+    let (here, there) = ((CLIENT, 5000), (SERVER, 80));
+    let segments = [tcp(here, there, TCP_SYN), tcp(here, there, TCP_ACK), tcp((OTHER, 5000), there, TCP_ACK)];
+    let mut burst = Burst::new();
+    for frame in &segments {
+        burst.push(to_us(Client, frame)[..].into());
+    }
+    bed.nat.burst(Client, &mut burst, 0, &mut Vec::new());
+    let expected = [Disposition::Forward, Disposition::Forward, Disposition::Drop];
+    assert_eq!([0, 1, 2].map(|number| burst.disposition(number)), expected, "the last one opens nothing");
+    assert_eq!(ends(burst.frame(0)), ends(burst.frame(1)));
+    assert_eq!((ends(burst.frame(0)).0.0, bed.nat.sessions()), (POOL, 1));
+    check_sums(burst.frame(1));
+}
+
 proptest! {
     #[test]
     fn whatever_goes_out_has_right_checksums_and_its_answer_comes_back(

@@ -4,8 +4,10 @@
 
 pub mod checksum;
 mod icmp;
+mod plain;
 
 pub use icmp::{Quoted, opens_way_back, quoted, request_of};
+pub use plain::PlainPacket;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::FlowKey;
+use crate::function::Side;
 
 #[test]
 fn a_tcp_segment_of_ipv4_is_read() {
@@ -120,6 +122,43 @@ fn an_icmp_error_shows_whose_packet_it_quotes() {
 }
 
 proptest! {
+    #[test]
+    fn a_plain_packet_is_what_the_parser_makes_of_it(
+        is_tcp in any::<bool>(),
+        link in prop_oneof![Just(Link::Ethernet), Just(Link::Ip)],
+        more in 0..4usize,
+        spoilt in prop::collection::vec((0..60usize, any::<u8>()), 0..3),
+    ) {
+        let packet = if is_tcp { v4(TCP, 0, &tcp(1, 2, TCP_ACK)) } else { v4(UDP, 0, &udp(3, 4)) };
+        let mut frame = if link == Link::Ethernet { ethernet(ETHERTYPE_V4, &packet) } else { packet };
+        frame.resize(frame.len() + more, 0);
+        for (at, byte) in spoilt {
+            let at = at % frame.len();
+            frame[at] = byte;
+        }
+        let plain = PlainPacket::read(link, &frame);
+        let headers = match parse(link, &frame) {
+            Ok(Packet::Ip(headers)) => headers,
+            other => {
+                prop_assert_eq!(plain, None, "{:?}", other);
+                return Ok(());
+            }
+        };
+        let is_plain = headers.family == Family::V4
+            && headers.fragment == Fragment::Whole
+            && (headers.transport_at, headers.ip_at) == if link == Link::Ethernet { (34, 14) } else { (20, 0) }
+            && matches!(headers.protocol, TCP | UDP);
+        prop_assert_eq!(plain.is_some(), is_plain);
+        if let Some(plain) = plain {
+            let PlainPacket { source, destination, protocol, ports, tcp_flags } = plain;
+            prop_assert_eq!((u128::from(source), u128::from(destination)), (headers.source, headers.destination));
+            prop_assert_eq!((protocol, ports, tcp_flags), (headers.protocol, headers.ports, headers.tcp_flags));
+            for side in Side::BOTH {
+                prop_assert_eq!(FlowKey::of_plain(side, &plain), FlowKey::of(side, &headers));
+            }
+        }
+    }
+
     #[test]
     fn no_bytes_make_it_panic_and_offsets_stay_inside(bytes in prop::collection::vec(any::<u8>(), 0..120), v6 in any::<bool>()) {
         let mut frame = ethernet(if v6 { ETHERTYPE_V6 } else { ETHERTYPE_V4 }, &bytes);

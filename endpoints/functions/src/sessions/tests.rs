@@ -55,6 +55,24 @@ fn one_of_two_keys_is_found_by_either_and_goes_with_both() {
 }
 
 #[test]
+fn what_was_sought_is_looked_for_again_if_one_came_or_went_since() {
+    let mut sessions = Sessions::new(10, &CLASSES);
+    let mut sought = sessions.sought(key(1));
+    sessions.seek(&mut sought, 0);
+    assert_eq!(sessions.find_sought(&sought, 0), None);
+    let id = sessions.insert([key(1)], SHORT, (), 0);
+    assert_eq!(sessions.find_sought(&sought, 0), id, "it came");
+    sessions.seek(&mut sought, 0);
+    sessions.remove(id.unwrap());
+    assert_eq!(sessions.insert([key(2)], LONG, (), 0), id);
+    assert_eq!(sessions.find_sought(&sought, 0), None, "its place is another one's");
+    sessions.insert([key(1)], SHORT, (), 0);
+    sessions.seek(&mut sought, 10);
+    assert_eq!((sessions.find_sought(&sought, 10), sessions.len()), (None, 1), "it was idle");
+    assert_eq!(sessions.find_sought(&sought, 10), None);
+}
+
+#[test]
 fn those_in_use_keep_nobody_idle_behind_them() {
     let mut sessions = Sessions::new(100, &CLASSES);
     let used = [1, 2].map(|number| sessions.insert([key(number)], LONG, (), 0).unwrap());
