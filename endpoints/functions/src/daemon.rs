@@ -41,12 +41,14 @@ pub async fn run(file: ConfigFile, shutdown: impl Future<Output = ()>) -> Result
         }
     };
     daemon.serve(Arc::new(ready));
-    daemon
-        .until(async {
-            shutdown.await;
-            Ok(())
-        })
-        .await
+    let functions = Arc::clone(&daemon.functions);
+    let serving = async move {
+        tokio::select! {
+            () = shutdown => Ok(()),
+            () = died(&functions) => Err(RunError::Died),
+        }
+    };
+    daemon.until(serving).await
 }
 
 /// Runs a function for each connection that the mesh asks for, until `shutdown` is there.
@@ -126,7 +128,6 @@ impl Daemon {
         let result = tokio::select! {
             served = serving => served,
             error = failed => Err(error.into()),
-            () = died(&functions) => Err(RunError::Died),
             () = reload_on_change(Some((followed, reloader)), Config::FILE, hangup) => Ok(()),
         };
         servers.stop(STOP_GRACE).await;
@@ -170,7 +171,7 @@ pub enum RunError {
     Server(#[from] ServerError),
 }
 
-/// Returns when a thread of a function has ended.
+/// Returns when a thread of the function has ended.
 async fn died(functions: &Functions) {
     while functions.all().iter().all(|(_, running)| running.hop().is_alive()) {
         tokio::time::sleep(LOOK).await;

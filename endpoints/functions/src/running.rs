@@ -79,6 +79,11 @@ impl Functions {
         lock(&self.running).remove(name)
     }
 
+    /// Takes out those whose threads have ended by themselves.
+    pub fn take_dead(&self) -> Vec<(String, Arc<Running>)> {
+        lock(&self.running).extract_if(.., |_, running| !running.hop().is_alive()).collect()
+    }
+
     /// Has one take the settings of now again, of which it has another part than before.
     pub fn narrow_again(&self, name: &str) {
         let settings = self.settings();

@@ -189,7 +189,7 @@ fn read_endpoint(field: &Field<'_>, modules: &mut Modules) -> Option<()> {
     let is_single =
         either(&table, ["single_client", "singleClient"]).map_or(Some(false), |field| field.choice(&SWITCH))?;
     for names in [ADDRESSES, MAC] {
-        if let (false, Some(field)) = (is_single, either(&table, names)) {
+        if !is_single && let Some(field) = either(&table, names) {
             field.wrong("it is for an endpoint with `single_client: true` only");
         }
     }
@@ -376,7 +376,13 @@ fn only(table: &Table<'_>, names: [&str; 2], value: &str) {
 
 /// The value of a field by one of its two names.
 fn either<'a>(table: &Table<'a>, [name, other]: [&str; 2]) -> Option<Field<'a>> {
-    table.optional(name).or_else(|| table.optional(other))
+    let (first, second) = (table.optional(name), table.optional(other));
+    if let (Some(_), Some(second)) = (&first, &second)
+        && name != other
+    {
+        second.wrong(format!("it is the same as `{name}`, which is there too; remove one of them"));
+    }
+    first.or(second)
 }
 
 fn required<'a>(table: &Table<'a>, names: [&str; 2], what: &str) -> Option<Field<'a>> {

@@ -124,6 +124,12 @@ fn what_is_not_known_is_refused_by_its_name_and_place() {
             "last_ip: 80.80.80.105\n        vrf_id: 2",
             "data: 3:9: vrf_id: not known here but for `0`; leave it out",
         ),
+        (
+            "cnf-nat44",
+            "last_ip: 80.80.80.105",
+            "last_ip: 80.80.80.105\n        lastIp: 80.80.80.101",
+            "data: 3:9: lastIp: it is the same as `last_ip`, which is there too; remove one of them",
+        ),
         ("cnf-nat44", "last_ip: 80.80.80.105", "last_ip: 80.80.80.10", "the pool begins behind its end"),
         ("cnf-nat44", "nat_inside: true", "nat_outside: true", "`memif0` is to be `nat_inside: true`"),
         (

@@ -5,7 +5,9 @@
 
 pub mod lease;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use clap::Args;
 use ferrule_dataplane::spec::{MemifSpec, Mode, Role, SocketAddress};
@@ -19,8 +21,9 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as FileMode;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::lease::{Lease, Leases};
 use crate::config::FunctionSettings;
@@ -60,7 +63,7 @@ pub async fn serve(
     let namespace = open("/proc/self/ns/net", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty());
     let ends = namespace.map_err(Into::into).and_then(|namespace| MemifEnds::new(Arc::new(namespace)));
     let ends = ends.map_err(MeshError::Namespace)?;
-    let between = Arc::new(MeshFunctions { functions, leases: Arc::default() });
+    let between = Arc::new(MeshFunctions { functions: Arc::clone(&functions), leases: Arc::default() });
     let manager = offered.connect_to.parse().map_err(ProcessError::from)?;
     let middle =
         MiddleEndpoint::new(between, ends, offer.labels.clone(), &manager, identity.clone(), process.dial_options());
@@ -73,7 +76,24 @@ pub async fn serve(
         info!("endpoint {name} of {services}: {word}");
         told(is_registered);
     };
-    Ok(offer.serve(&calls, identity, registry, stop, told).await?)
+    let monitor = calls.monitor().clone();
+    tokio::select! {
+        served = offer.serve(&calls, identity, registry, stop, told) => Ok(served?),
+        never = end_dead(&functions, |id| monitor.down(id)) => match never {},
+    }
+}
+
+/// A function whose thread has ended by itself ends, and no other with it: whoever asked for its connection is told, asks again, and has another one.
+async fn end_dead(functions: &Functions, tell: impl Fn(&str)) -> Infallible {
+    loop {
+        for (connection, running) in functions.take_dead() {
+            error!(connection, "a thread of the function ended by itself, its panic is above: the connection is down");
+            // Its other threads are waited for.
+            let _ = spawn_blocking(move || drop(running)).await;
+            tell(&connection);
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Why a function is no endpoint of the mesh.
@@ -196,25 +216,67 @@ fn say(connection: &str, client: &str, side: Side, event: HopEvent) {
 /// The payload without Ethernet headers.
 const IP: &str = "IP";
 const SHOWN_MAX: usize = 64;
+/// Between two looks at the threads.
+const LOOK: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+    use tokio::time::timeout;
+
     use super::*;
+
+    fn passthroughs() -> MeshFunctions {
+        let functions = Arc::new(Functions::new(FunctionSettings::Passthrough));
+        MeshFunctions { functions, leases: Arc::default() }
+    }
+
+    fn connection(id: &str, payload: &str) -> Connection {
+        Connection { id: id.to_owned(), payload: payload.to_owned(), ..Connection::default() }
+    }
+
+    fn sockets(id: &str) -> [String; 2] {
+        ["served", "theirs"].map(|end| format!("@ferrule-mesh-{}-{id}-{end}", std::process::id()))
+    }
+
+    #[tokio::test]
+    async fn a_function_that_ends_by_itself_takes_no_other_with_it() {
+        let mesh = passthroughs();
+        let join =
+            async |id: &str| mesh.join(&connection(id, "ETHERNET"), sockets(id).each_ref().map(String::as_str)).await;
+        join("a").await.unwrap();
+        join("b").await.unwrap();
+        mesh.functions.get("a").unwrap().hop().order(|_| panic!("of the test"));
+        let (tell, mut told) = unbounded_channel();
+        let ending = end_dead(&mesh.functions, |id| tell.send(id.to_owned()).unwrap());
+        let down = tokio::select! {
+            never = ending => match never {},
+            down = timeout(DEADLINE, told.recv()) => down.unwrap(),
+        };
+        assert_eq!(down.as_deref(), Some("a"));
+        let is_alive = |id: &str| mesh.functions.get(id).is_some_and(|running| running.hop().is_alive());
+        assert!(!is_alive("a") && is_alive("b"));
+        // Whoever asked for it asks again.
+        join("a").await.unwrap();
+        assert!(is_alive("a"));
+        mesh.part("a").await;
+        mesh.part("b").await;
+    }
+
+    const DEADLINE: Duration = Duration::from_secs(30);
 
     #[tokio::test]
     async fn a_connection_keeps_its_payload() {
-        let functions = Arc::new(Functions::new(FunctionSettings::Passthrough));
-        let mesh = MeshFunctions { functions, leases: Arc::default() };
-        let sockets = ["served", "theirs"].map(|end| format!("@ferrule-payload-{}-{end}", std::process::id()));
-        let connection =
-            |payload: &str| Connection { id: "a".to_owned(), payload: payload.to_owned(), ..Connection::default() };
+        let mesh = passthroughs();
+        let connection = |payload: &str| connection("payload", payload);
+        let sockets = sockets("payload");
         let join = async |payload: &str| mesh.join(&connection(payload), sockets.each_ref().map(String::as_str)).await;
         join("ETHERNET").await.unwrap();
         join("ETHERNET").await.unwrap();
         assert_eq!(mesh.ask(&connection("IP")).unwrap_err().code(), tonic::Code::InvalidArgument);
-        mesh.part("a").await;
+        mesh.part("payload").await;
         mesh.ask(&connection("IP")).unwrap();
         join("IP").await.unwrap();
-        mesh.part("a").await;
+        mesh.part("payload").await;
     }
 }
