@@ -155,12 +155,13 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
     unsafe { bpf(PROG_LOAD, &attributes) }
 }
 
-/// Has a program look at what comes in at an interface.
+/// Has a program look at what comes in at an interface, before all that are there already: one of those may take every frame.
 fn link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
     let attributes = LinkAttributes {
         program: program.as_raw_fd().cast_unsigned(),
         interface,
         attach_type: TCX_INGRESS,
+        flags: BEFORE,
         ..LinkAttributes::default()
     };
     // SAFETY: the attributes are those of this command, and point to nothing.
@@ -232,6 +233,8 @@ const PROG_LOAD: c_int = 5;
 const LINK_CREATE: c_int = 28;
 const SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
+/// `BPF_F_BEFORE`: of no other program, so of all.
+const BEFORE: u32 = 1 << 3;
 const LICENSE: &[u8] = b"Apache-2.0\0";
 /// Where `struct __sk_buff` has whom a frame is for, and what its tag was.
 const PACKET_TYPE: u64 = 4;
@@ -328,6 +331,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_program_that_was_there_before_does_not_take_the_frames_first() {
+        let netns = match NetNs::private() {
+            Ok(netns) => netns,
+            Err(error) => return println!("skipped: a namespace of its own ({error})"),
+        };
+        let test = || {
+            let ((uplink, at_uplink), (branch, at_branch)) = (tap("uplink"), tap("branch"));
+            let greedy = load(&[set(0, DROP), exit()]).unwrap();
+            let _before = match [at_uplink, at_branch].map(|interface| link(&greedy, interface)) {
+                [Err(error), _] if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return println!("skipped: Linux 6.6, for programs at an interface");
+                }
+                links => links.map(Result::unwrap),
+            };
+            let _link = VlanLink::attach(at_uplink, at_branch, 7).unwrap();
+            write(&uplink, &frame(1, &[7]));
+            assert_eq!(read(&branch, 1), Some(frame(1, &[])));
+            write(&branch, &frame(2, &[]));
+            assert_eq!(read(&uplink, 2), Some(frame(2, &[7])));
+        };
+        netns.run(test).unwrap();
     }
 
     #[test]
