@@ -11,6 +11,8 @@ use crate::firewall::counters::Counters;
 use crate::function::{Disposition, Extra, Function, Side};
 use crate::nat44::Nat44;
 use crate::nat44::counters::NatCounters;
+use crate::nptv6::Nptv6;
+use crate::nptv6::counters::NptCounters;
 use crate::packet::Link;
 use crate::passthrough::Passthrough;
 
@@ -23,6 +25,8 @@ pub enum AnyFunction {
     Firewall(Box<Firewall>),
     /// Clients get addresses of a pool.
     Nat44(Box<Nat44>),
+    /// Clients get another prefix.
+    Nptv6(Box<Nptv6>),
 }
 
 /// What it counts, to be read by others.
@@ -34,6 +38,8 @@ pub enum AnyCounters {
     Firewall(Arc<Counters>),
     /// By reason.
     Nat44(Arc<NatCounters>),
+    /// By reason.
+    Nptv6(Arc<NptCounters>),
 }
 
 impl AnyFunction {
@@ -45,6 +51,7 @@ impl AnyFunction {
                 Self::Firewall(Box::new(Firewall::new(link, policy.clone(), *sessions_max)))
             }
             FunctionSettings::Nat44(settings) => Self::Nat44(Box::new(Nat44::new(settings.clone()))),
+            FunctionSettings::Nptv6(settings) => Self::Nptv6(Box::new(Nptv6::new(settings.clone()))),
         }
     }
 
@@ -60,6 +67,10 @@ impl AnyFunction {
                 nat.set_settings(settings.clone());
                 true
             }
+            (Self::Nptv6(npt), FunctionSettings::Nptv6(settings)) => {
+                npt.set_settings(settings.clone());
+                true
+            }
             _ => false,
         }
     }
@@ -70,6 +81,7 @@ impl AnyFunction {
             Self::Passthrough(_) => AnyCounters::Passthrough,
             Self::Firewall(firewall) => AnyCounters::Firewall(Arc::clone(firewall.counters())),
             Self::Nat44(nat) => AnyCounters::Nat44(Arc::clone(nat.counters())),
+            Self::Nptv6(npt) => AnyCounters::Nptv6(Arc::clone(npt.counters())),
         }
     }
 }
@@ -81,6 +93,7 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.frame(side, frame, now_ms, out),
             Self::Firewall(function) => function.frame(side, frame, now_ms, out),
             Self::Nat44(function) => function.frame(side, frame, now_ms, out),
+            Self::Nptv6(function) => function.frame(side, frame, now_ms, out),
         }
     }
 
@@ -90,6 +103,7 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.burst(side, burst, now_ms, out),
             Self::Firewall(function) => function.burst(side, burst, now_ms, out),
             Self::Nat44(function) => function.burst(side, burst, now_ms, out),
+            Self::Nptv6(function) => function.burst(side, burst, now_ms, out),
         }
     }
 
@@ -98,6 +112,7 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.remark(),
             Self::Firewall(function) => function.remark(),
             Self::Nat44(function) => function.remark(),
+            Self::Nptv6(function) => function.remark(),
         }
     }
 
@@ -106,6 +121,7 @@ impl Function for AnyFunction {
             Self::Passthrough(function) => function.tick(now_ms),
             Self::Firewall(function) => function.tick(now_ms),
             Self::Nat44(function) => function.tick(now_ms),
+            Self::Nptv6(function) => function.tick(now_ms),
         }
     }
 }

@@ -23,8 +23,8 @@ use crate::agent;
 use crate::firewall::file::read_text;
 use crate::firewall::file::{acl, one_line, own};
 use crate::firewall::rule::Policy;
-use crate::nat44::settings;
 use crate::packet::Link;
+use crate::{nat44, nptv6};
 
 pub use end::HopEnd;
 use end::{read_end, read_kernel};
@@ -66,6 +66,7 @@ impl Config {
             FunctionSettings::Passthrough => "passthrough",
             FunctionSettings::Firewall { .. } => "firewall",
             FunctionSettings::Nat44(_) => "nat44",
+            FunctionSettings::Nptv6(_) => "nptv6",
             FunctionSettings::Gateway => "gateway",
         }
     }
@@ -84,7 +85,7 @@ impl Config {
         let sessions = |config: &Self| match &config.function {
             FunctionSettings::Firewall { sessions_max, .. } => Some(*sessions_max),
             FunctionSettings::Nat44(settings) => Some(settings.sessions_max),
-            FunctionSettings::Passthrough | FunctionSettings::Gateway => None,
+            FunctionSettings::Passthrough | FunctionSettings::Nptv6(_) | FunctionSettings::Gateway => None,
         };
         if std::mem::discriminant(&self.function) == std::mem::discriminant(&newer.function) {
             note("sessions", sessions(self) != sessions(newer));
@@ -127,10 +128,11 @@ fn read(field: &Field<'_>, directory: &Path) -> Option<Config> {
         let ends = read_ends(field, &table);
         (ends?, function?)
     };
-    if let (FunctionSettings::Nat44(_), Some([client, _])) = (&function, &ends)
+    if let Some([client, _]) = &ends
         && client.mode() == Mode::Ip
+        && let Some(router) = function.router()
     {
-        field.wrong_below("nat44", "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
+        field.wrong_below(router, "it is a router between two Ethernet networks; give both ends `mode: ethernet`");
     }
     if let (FunctionSettings::Nat44(nat), None) = (&function, &ends)
         && let Err((place, problem)) = nat.check_of_mesh()
@@ -175,9 +177,12 @@ fn read_function(field: &Field<'_>, table: &Table<'_>, directory: &Path) -> Opti
         [("firewall", firewall)] => read_firewall(firewall, directory),
         // Its interface is an end.
         [("gateway", _)] => Some(FunctionSettings::Gateway),
-        [(_, nat44)] => settings::read(nat44).map(FunctionSettings::Nat44),
+        [("nptv6", nptv6)] => nptv6::settings::read(nptv6).map(FunctionSettings::Nptv6),
+        [(_, nat44)] => nat44::settings::read(nat44).map(FunctionSettings::Nat44),
         [] => {
-            field.wrong("no function; add `passthrough: {}`, `firewall: {..}`, `nat44: {..}` or `gateway: {..}`");
+            field.wrong(
+                "no function; add `passthrough: {}`, `firewall: {..}`, `nat44: {..}`, `nptv6: {..}` or `gateway: {..}`",
+            );
             None
         }
         [(first, _), (_, second), ..] => {
@@ -241,10 +246,11 @@ const KEYS: &[&str] = &[
     "passthrough",
     "firewall",
     "nat44",
+    "nptv6",
     "gateway",
     "agent",
 ];
-const FUNCTIONS: [&str; 4] = ["passthrough", "firewall", "nat44", "gateway"];
+const FUNCTIONS: [&str; 5] = ["passthrough", "firewall", "nat44", "nptv6", "gateway"];
 /// As VPP has it.
 const SESSIONS_DEFAULT: usize = 500_000;
 /// Some 200 bytes each.

@@ -9,7 +9,8 @@
 //! - [`flow`]: what packets of one conversation have in common; [`sessions`]: a bounded table of conversations; [`tcp_state`]
 //! - [`fragments`]: later fragments share the fate of the first one
 //! - [`firewall`]: ordered rules, and the ways back that they open; [`passthrough`]: nothing is judged
-//! - [`nat44`]: a router that gives clients addresses and ports of a pool
+//! - [`nat44`]: a router that gives clients addresses and ports of a pool; [`nptv6`]: one that gives them another prefix
+//! - [`neighbours`] of a router, and its [`error_limit`]
 //! - [`any`]: whichever function the settings name
 //! - [`port`]: what is at a side of a hop; [`hop`]: a function between two of them, with threads
 //! - [`config`]: the settings of a hop; [`agent`]: the same by documents of modules
@@ -26,6 +27,7 @@ pub mod config;
 pub mod counter;
 pub mod daemon;
 pub mod disposition;
+pub mod error_limit;
 pub mod firewall;
 pub mod flow;
 pub mod fragments;
@@ -36,6 +38,8 @@ pub mod hop;
 #[cfg(feature = "nsm")]
 pub mod mesh;
 pub mod nat44;
+pub mod neighbours;
+pub mod nptv6;
 pub mod packet;
 pub mod passthrough;
 pub mod port;

@@ -47,6 +47,28 @@ async fn new_rules_are_taken_and_wrong_ones_are_not() {
     daemon.await.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_translator_takes_another_prefix_while_it_runs_and_shows_what_it_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let npt = |outside: &str| {
+        format!(
+            "nptv6: {{ inside: {{ address: \"fd01::1/64\" }}, outside: {{ address: \"2001:db8:ffff::2/64\" }}, prefixes: {{ inside: \"fd01::/48\", outside: \"{outside}\" }} }}"
+        )
+    };
+    let metrics = format!("metrics: {port}");
+    let path = write(directory.path(), &metrics, &npt("2001:db8:1::/48"));
+    let (stop, daemon) = start(&path);
+    until(|| scrape(port).contains("ferrule_nptv6_translated_total{function=\"f\",side=\"client\"} 0")).await;
+    assert!(scrape(port).contains("ferrule_nptv6_other_frames_total{function=\"f\",reason=\"no-counterpart\"} 0"));
+    let [before, after] = [1, 2].map(|number| npt(&format!("2001:db8:{number}::/48")));
+    let [before, after] =
+        [before, after].map(|text| ConfigFile::load(&write(directory.path(), &metrics, &text)).unwrap().config);
+    assert!(before.needs_restart(&after).is_empty());
+    stop.send(()).unwrap();
+    daemon.await.unwrap().unwrap();
+}
+
 fn start(path: &Path) -> (oneshot::Sender<()>, JoinHandle<Result<(), String>>) {
     let file = ConfigFile::load(path).unwrap();
     let (stop, stopped) = oneshot::channel();

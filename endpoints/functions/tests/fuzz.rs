@@ -7,6 +7,8 @@ mod firewall;
 mod frames;
 #[path = "../fuzz/bodies/nat44.rs"]
 mod nat44;
+#[path = "../fuzz/bodies/nptv6.rs"]
+mod nptv6;
 
 use std::hash::{BuildHasher, RandomState};
 use std::panic;
@@ -20,6 +22,11 @@ fn no_frame_does_a_firewall_harm() {
 #[test]
 fn no_frame_does_a_nat44_harm() {
     spoil("nat44", &frames::seeds(), nat44::run);
+}
+
+#[test]
+fn no_frame_does_an_nptv6_translator_harm() {
+    spoil("nptv6", &frames::seeds(), nptv6::run);
 }
 
 /// Runs the good inputs, and then spoilt ones for some seconds. A failure shows the input.

@@ -2,6 +2,7 @@
 
 use crate::firewall::rule::Policy;
 use crate::nat44::settings::NatSettings;
+use crate::nptv6::settings::NptSettings;
 
 /// Which function, and what it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,19 @@ pub enum FunctionSettings {
     },
     /// Clients get addresses of a pool.
     Nat44(NatSettings),
+    /// Clients get another prefix.
+    Nptv6(NptSettings),
     /// The chain ends here, with an interface of the kernel.
     Gateway,
+}
+
+impl FunctionSettings {
+    /// What it is called, if it is a router: then it needs Ethernet.
+    pub fn router(&self) -> Option<&'static str> {
+        match self {
+            Self::Nat44(_) => Some("nat44"),
+            Self::Nptv6(_) => Some("nptv6"),
+            Self::Passthrough | Self::Firewall { .. } | Self::Gateway => None,
+        }
+    }
 }

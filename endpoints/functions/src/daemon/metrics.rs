@@ -15,6 +15,7 @@ use crate::function::Side;
 use crate::hop::SideCounters;
 use crate::nat44::counters::{NatCounters, NatReason};
 use crate::nat44::pool::AddressCounters;
+use crate::nptv6::counters::{NptCounters, NptReason};
 use crate::running::{Functions, Running};
 
 /// Everything that one scrape tells.
@@ -69,6 +70,13 @@ impl Snapshot {
     fn nats(&self) -> impl Iterator<Item = (&Shown, &NatCounters)> {
         self.functions.iter().filter_map(|shown| match &shown.function {
             AnyCounters::Nat44(nat) => Some((shown, &**nat)),
+            _ => None,
+        })
+    }
+
+    fn translators(&self) -> impl Iterator<Item = (&Shown, &NptCounters)> {
+        self.functions.iter().filter_map(|shown| match &shown.function {
+            AnyCounters::Nptv6(npt) => Some((shown, &**npt)),
             _ => None,
         })
     }
@@ -137,6 +145,19 @@ impl Snapshot {
             ("ferrule_nat44_pool_refused", "Packets that found no port of the address, or no room for a session");
         counters(encoder, refused, used().map(|(labels, address)| (labels, address.refused.get())))
     }
+
+    fn encode_translators(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let translated = ("ferrule_nptv6_translated", "Packets of this side that were translated");
+        let of_sides = |(shown, npt): (&Shown, &NptCounters)| {
+            Side::BOTH.map(|side| (shown.with("side", side.word()), npt.translated[side.index()].get()))
+        };
+        counters(encoder, translated, self.translators().flat_map(of_sides))?;
+        let of_reasons = |(shown, npt): (&Shown, &NptCounters)| {
+            NptReason::ALL.map(|reason| (shown.with("reason", reason.word()), npt.of(reason)))
+        };
+        let reasons = ("ferrule_nptv6_other_frames", "Frames that were not translated, by reason");
+        counters(encoder, reasons, self.translators().flat_map(of_reasons))
+    }
 }
 
 impl Shown {
@@ -169,6 +190,9 @@ impl Collector for Snapshot {
         }
         if self.nats().next().is_some() {
             self.encode_nats(encoder)?;
+        }
+        if self.translators().next().is_some() {
+            self.encode_translators(encoder)?;
         }
         match &self.process {
             Some(process) => process.encode(encoder),

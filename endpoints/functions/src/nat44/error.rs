@@ -1,54 +1,41 @@
 //! What a router says of a packet that it does not forward.
 
 use super::settings::NatInterface;
+use crate::error_limit::ErrorLimit;
 use crate::function::{Extra, Side};
 use crate::packet::checksum;
 use crate::packet::{Headers, ICMP, quoted};
 
-/// Sends ICMP errors, so many in a second at most (RFC 1812, section 4.3.2.8).
-#[derive(Debug, Default)]
-pub struct ErrorLimit {
-    second: u64,
-    sent: u32,
-}
-
-impl ErrorLimit {
-    /// Tells whoever sent `frame`, which came in on `side`, unless it may not be told.
-    #[expect(clippy::too_many_arguments, reason = "what is told, of which packet, by whom and where")]
-    pub fn send(
-        &mut self,
-        interface: &NatInterface,
-        side: Side,
-        error: IcmpError,
-        frame: &[u8],
-        headers: &Headers,
-        now_ms: u64,
-        out: &mut Vec<Extra>,
-    ) {
-        let second = now_ms / 1000;
-        if second != self.second {
-            *self = Self { second, sent: 0 };
-        }
-        // Not about errors, nor about parts that do not say what they are.
-        if self.sent >= ERRORS_PER_SECOND || quoted(frame, headers).is_some() || !headers.has_transport() {
-            return;
-        }
-        self.sent += 1;
-        let length_max = interface.mtu.map_or(LENGTH_MAX, |mtu| LENGTH_MAX.min(mtu.into()));
-        let quote = &frame[headers.ip_at..headers.end.min(headers.ip_at + length_max - 20 - 8)];
-        let mut message = [&error.start()[..], quote].concat();
-        let sum = checksum::full(&message, 0);
-        message[2..4].copy_from_slice(&sum.to_be_bytes());
-        let length = (20 + message.len() as u16).to_be_bytes();
-        let tos = INTERNETWORK_CONTROL | frame[headers.ip_at + 1] & TYPE_OF_SERVICE;
-        let start = [0x45, tos, length[0], length[1], 0, 0, 0, 0, 64, ICMP, 0, 0];
-        let (from, to) = (interface.address.addr().octets(), (headers.source as u32).to_be_bytes());
-        let mut header = [&start[..], &from, &to].concat();
-        let sum = checksum::full(&header, 0);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
-        let frame = [&frame[6..12], &interface.mac.0, &[8, 0], &header, &message].concat();
-        out.push(Extra { to: side, frame });
+/// Tells whoever sent `frame`, which came in on `side`, unless it may not be told.
+#[expect(clippy::too_many_arguments, reason = "what is told, of which packet, by whom and where")]
+pub fn send(
+    limit: &mut ErrorLimit,
+    interface: &NatInterface,
+    side: Side,
+    error: IcmpError,
+    frame: &[u8],
+    headers: &Headers,
+    now_ms: u64,
+    out: &mut Vec<Extra>,
+) {
+    // Not about errors, nor about parts that do not say what they are.
+    if quoted(frame, headers).is_some() || !headers.has_transport() || !limit.may_send(now_ms) {
+        return;
     }
+    let length_max = interface.mtu.map_or(LENGTH_MAX, |mtu| LENGTH_MAX.min(mtu.into()));
+    let quote = &frame[headers.ip_at..headers.end.min(headers.ip_at + length_max - 20 - 8)];
+    let mut message = [&error.start()[..], quote].concat();
+    let sum = checksum::full(&message, 0);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let length = (20 + message.len() as u16).to_be_bytes();
+    let tos = INTERNETWORK_CONTROL | frame[headers.ip_at + 1] & TYPE_OF_SERVICE;
+    let start = [0x45, tos, length[0], length[1], 0, 0, 0, 0, 64, ICMP, 0, 0];
+    let (from, to) = (interface.address.addr().octets(), (headers.source as u32).to_be_bytes());
+    let mut header = [&start[..], &from, &to].concat();
+    let sum = checksum::full(&header, 0);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    let frame = [&frame[6..12], &interface.mac.0, &[8, 0], &header, &message].concat();
+    out.push(Extra { to: side, frame });
 }
 
 /// What somebody is told of a packet.
@@ -81,7 +68,6 @@ impl IcmpError {
     }
 }
 
-const ERRORS_PER_SECOND: u32 = 100;
 /// As much is quoted as makes a packet of that length (RFC 1812, section 4.3.2.3).
 const LENGTH_MAX: usize = 576;
 /// The precedence of an error (RFC 1812, section 4.3.2.5). The rest is that of the packet that it is about.

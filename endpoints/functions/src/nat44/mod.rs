@@ -5,13 +5,13 @@
 //! for no other.
 //!
 //! Modules in reading order: [`settings`], [`session`] (how long one idles), [`table`] (which tuples a packet has), [`released`] (ports
-//! that wait), [`pool`] (what each address has in use), [`rewrite`] (addresses and checksums), [`mtu`] (what is too long), [`neighbours`]
-//! (ARP), [`error`](mod@error) (what a router says), [`counters`].
+//! that wait), [`pool`] (what each address has in use), [`rewrite`] (addresses and checksums), [`mtu`] (what is too long), [`arp`]
+//! (neighbours), [`error`](mod@error) (what a router says), [`counters`].
 
+pub mod arp;
 pub mod counters;
 pub mod error;
 pub mod mtu;
-pub mod neighbours;
 pub mod pool;
 pub mod released;
 pub mod rewrite;
@@ -27,15 +27,16 @@ use ferrule_dataplane::port::BURST;
 use ferrule_endpoints::Responder;
 
 use self::counters::{NatCounters, NatReason};
-use self::error::{ErrorLimit, IcmpError};
-use self::neighbours::Neighbours;
+use self::error::IcmpError;
 use self::rewrite::Which;
 use self::settings::{NatInterface, NatSettings};
 use self::table::NatTable;
 use crate::burst::Burst;
+use crate::error_limit::ErrorLimit;
 use crate::flow::FlowKey;
 use crate::fragments::{Fragments, PacketId};
 use crate::function::{Disposition, Extra, Function, Side};
+use crate::neighbours::Neighbours;
 use crate::packet::checksum;
 use crate::packet::{Family, Fragment, Headers, Link, Packet, PlainPacket, Quoted, parse, quoted};
 use crate::sessions::Sought;
@@ -45,7 +46,7 @@ use crate::sessions::Sought;
 pub struct Nat44 {
     settings: NatSettings,
     table: NatTable,
-    neighbours: [Neighbours; 2],
+    neighbours: [Neighbours<u32>; 2],
     /// Answer ARP and pings for our own addresses, by side.
     responders: [Responder; 2],
     /// Answers pings of clients to our addresses outside, for which nobody inside asks by ARP.
@@ -71,7 +72,7 @@ impl Nat44 {
         let counters = Arc::new(NatCounters::new(&settings.pool, &NatCounters::default()));
         Self {
             table: NatTable::new(&settings, Arc::clone(&counters)),
-            neighbours: [Neighbours::new(settings.inside), Neighbours::new(settings.outside)],
+            neighbours: [settings.inside, settings.outside].map(|interface| Neighbours::new(interface.mac.0)),
             responders: responders(&settings),
             outside_from_inside: Responder::new(settings.inside.mac, known_outside(&settings)),
             fragments: Fragments::new(),
@@ -86,7 +87,7 @@ impl Nat44 {
     /// Other settings from now on, but for how many sessions there may be. Sessions stay, with the addresses that they have.
     pub fn set_settings(&mut self, settings: NatSettings) {
         if (settings.inside, settings.outside) != (self.settings.inside, self.settings.outside) {
-            self.neighbours = [Neighbours::new(settings.inside), Neighbours::new(settings.outside)];
+            self.neighbours = [settings.inside, settings.outside].map(|interface| Neighbours::new(interface.mac.0));
         }
         self.responders = responders(&settings);
         self.outside_from_inside = Responder::new(settings.inside.mac, known_outside(&settings));
@@ -134,8 +135,10 @@ impl Nat44 {
         let headers = match parse(Link::Ethernet, frame) {
             Ok(Packet::Ip(headers)) if headers.family == Family::V4 && headers.ip_at == ETHERNET => headers,
             Ok(Packet::Arp) => {
-                let ready = self.neighbours[side.index()].learn(frame, now_ms);
-                out.extend(ready.into_iter().map(|frame| Extra { to: side, frame }));
+                if let Some(told) = arp::told(self.interface(side), frame) {
+                    let ready = self.neighbours[side.index()].learn(told, now_ms);
+                    out.extend(ready.into_iter().map(|frame| Extra { to: side, frame }));
+                }
                 return Err(self.answer(side, frame, out));
             }
             Ok(_) => return Err(NatReason::NotOurs),
@@ -206,7 +209,8 @@ impl Nat44 {
         }
         if side == Side::Client {
             self.route(headers.destination as u32).inspect_err(|_| {
-                self.errors.send(&self.settings.inside, side, IcmpError::Unreachable, frame, headers, now_ms, out);
+                let inside = &self.settings.inside;
+                error::send(&mut self.errors, inside, side, IcmpError::Unreachable, frame, headers, now_ms, out);
             })?;
         }
         let sought = sought.copied().unwrap_or_else(|| self.table.sought(FlowKey::of(side, headers)));
@@ -350,9 +354,9 @@ impl Nat44 {
 
     /// Addresses a frame to a neighbour. Whether it may go now.
     fn address(&mut self, to: Side, hop: u32, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> bool {
-        let (ready, ask) = self.neighbours[to.index()].address(frame, hop, now_ms);
-        out.extend(ask.map(|frame| Extra { to, frame }));
-        ready
+        let (is_ready, asks) = self.neighbours[to.index()].address(frame, hop, now_ms);
+        out.extend(asks.then(|| Extra { to, frame: arp::request(self.interface(to), hop) }));
+        is_ready
     }
 
     /// A client speaks to an address of ours outside: it comes back in as if from there.
@@ -422,7 +426,7 @@ impl Nat44 {
         out: &mut Vec<Extra>,
     ) {
         let interface = *self.interface(side);
-        self.errors.send(&interface, side, error, frame, headers, now_ms, out);
+        error::send(&mut self.errors, &interface, side, error, frame, headers, now_ms, out);
     }
 
     fn interface(&self, side: Side) -> &NatInterface {

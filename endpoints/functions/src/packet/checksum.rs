@@ -70,6 +70,13 @@ pub fn pseudo_v4(source: u32, destination: u32, protocol: u8, length: u16) -> u3
         .sum()
 }
 
+/// The sum of the pseudo-header of IPv6 (RFC 8200, section 8.1).
+pub fn pseudo_v6(source: u128, destination: u128, protocol: u8, length: u32) -> u32 {
+    let words = [source, destination].map(u128::to_be_bytes).concat();
+    let addresses = u32::from(Span::from(&words[..]).ones_sum());
+    [addresses, length >> 16, length & 0xffff, protocol.into()].iter().sum()
+}
+
 /// Carries around until 16 bits are left.
 fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);

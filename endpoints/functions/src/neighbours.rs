@@ -1,28 +1,38 @@
-//! Who has which MAC address on one side, and the frames that wait until that is known.
+//! Who has which MAC address on one side of a router, and the frames that wait until that is known. How a neighbour is asked, and what its answer looks
+//! like, is its function's: ARP, or neighbour discovery.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::hash::Hash;
 
 use foldhash::fast::RandomState;
 
-use super::settings::NatInterface;
-
 /// The neighbours of one interface.
 #[derive(Debug)]
-pub struct Neighbours {
-    interface: NatInterface,
-    known: HashMap<u32, Neighbour, RandomState>,
+pub struct Neighbours<A> {
+    own_mac: [u8; 6],
+    known: HashMap<A, Neighbour, RandomState>,
     /// Frames without their destination, in the order they came.
-    waiting: VecDeque<WaitingFrame>,
+    waiting: VecDeque<WaitingFrame<A>>,
     /// Those that waited in vain.
     lost: u64,
     /// When a neighbour was last asked for.
-    asked: HashMap<u32, u64, RandomState>,
+    asked: HashMap<A, u64, RandomState>,
+}
+
+/// What somebody says of where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told<A> {
+    /// Its address, which is one of this side's network and not our own.
+    pub address: A,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Whether it asks for us.
+    pub asks_us: bool,
 }
 
 #[derive(Debug)]
-struct WaitingFrame {
-    for_whom: u32,
+struct WaitingFrame<A> {
+    for_whom: A,
     until_ms: u64,
     frame: Vec<u8>,
 }
@@ -33,28 +43,18 @@ struct Neighbour {
     seen_ms: u64,
 }
 
-impl Neighbours {
-    /// Of this interface; nobody is known.
-    pub fn new(interface: NatInterface) -> Self {
-        Self { interface, known: HashMap::default(), waiting: VecDeque::new(), lost: 0, asked: HashMap::default() }
+impl<A: Copy + Eq + Hash> Neighbours<A> {
+    /// Of an interface with this MAC address; nobody is known.
+    pub fn new(own_mac: [u8; 6]) -> Self {
+        Self { own_mac, known: HashMap::default(), waiting: VecDeque::new(), lost: 0, asked: HashMap::default() }
     }
 
-    /// An ARP packet came in: whoever sent it says where they are. Frames that waited for that.
-    pub fn learn(&mut self, frame: &[u8], now_ms: u64) -> Vec<Vec<u8>> {
-        let Some(arp) = frame.get(ETHERNET..ETHERNET + ARP_LEN) else { return Vec::new() };
-        let address = u32::from_be_bytes([arp[14], arp[15], arp[16], arp[17]]);
-        let mac = [arp[8], arp[9], arp[10], arp[11], arp[12], arp[13]];
+    /// Somebody says where it is. Frames that waited for that.
+    pub fn learn(&mut self, Told { address, mac, asks_us }: Told<A>, now_ms: u64) -> Vec<Vec<u8>> {
         let known = self.known.contains_key(&address);
-        let is_here = self.interface.address.contains(&Ipv4Addr::from(address));
         // Who is not asked for and asks for nobody of ours is not remembered: a flood must not push others out.
-        let wanted =
-            self.asked.contains_key(&address) || known || u32::from(self.interface.address.addr()) == target(arp);
-        if arp[..6] != [0, 1, 8, 0, 6, 4]
-            || !is_here
-            || mac[0] & 1 != 0
-            || address == u32::from(self.interface.address.addr())
-            || !wanted
-        {
+        let wanted = asks_us || known || self.asked.contains_key(&address);
+        if mac[0] & 1 != 0 || !wanted {
             return Vec::new();
         }
         if !known && self.known.len() >= NEIGHBOURS_MAX {
@@ -87,48 +87,38 @@ impl Neighbours {
         std::mem::take(&mut self.lost)
     }
 
-    /// Writes both MAC addresses of a frame to `address`. `false`: it is kept until that neighbour is known. `ask` is the request to be
-    /// sent, if one is due.
-    pub fn address(&mut self, frame: &mut [u8], address: u32, now_ms: u64) -> (bool, Option<Vec<u8>>) {
-        frame[6..12].copy_from_slice(&self.interface.mac.0);
+    /// Writes both MAC addresses of a frame to `address`. The first `false`: it is kept until that neighbour is known. The second: whether the
+    /// neighbour is to be asked for.
+    pub fn address(&mut self, frame: &mut [u8], address: A, now_ms: u64) -> (bool, bool) {
+        frame[6..12].copy_from_slice(&self.own_mac);
         let known = self.known.get(&address).copied();
-        let ask = match known {
-            Some(neighbour) if now_ms < neighbour.seen_ms + FRESH_MS => None,
-            _ => self.ask(address, now_ms),
-        };
+        let is_fresh = known.is_some_and(|neighbour| now_ms < neighbour.seen_ms + FRESH_MS);
+        let asks = !is_fresh && self.may_ask(address, now_ms);
         if let Some(neighbour) = known.filter(|neighbour| now_ms < neighbour.seen_ms + STALE_MS) {
             frame[..6].copy_from_slice(&neighbour.mac);
-            return (true, ask);
+            return (true, asks);
         }
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
             self.lost += 1;
         }
         self.waiting.push_back(WaitingFrame { for_whom: address, until_ms: now_ms + WAIT_MS, frame: frame.to_vec() });
-        (false, ask)
+        (false, asks)
     }
 
-    /// A request for a neighbour, no more often than once a second.
-    fn ask(&mut self, address: u32, now_ms: u64) -> Option<Vec<u8>> {
+    /// A neighbour is asked for no more often than once a second.
+    fn may_ask(&mut self, address: A, now_ms: u64) -> bool {
         if self.asked.get(&address).is_some_and(|asked| now_ms < asked + ASK_AGAIN_MS) {
-            return None;
+            return false;
         }
         if self.asked.len() >= NEIGHBOURS_MAX {
             self.asked.clear();
         }
         self.asked.insert(address, now_ms);
-        let (mac, own) = (self.interface.mac.0, self.interface.address.addr().octets());
-        let header = [0, 1, 8, 0, 6, 4, 0, 1];
-        Some([&[0xff; 6][..], &mac, &[8, 6], &header, &mac, &own, &[0; 6], &address.to_be_bytes()].concat())
+        true
     }
 }
 
-fn target(arp: &[u8]) -> u32 {
-    u32::from_be_bytes([arp[24], arp[25], arp[26], arp[27]])
-}
-
-const ETHERNET: usize = 14;
-const ARP_LEN: usize = 28;
 /// Of one side.
 const NEIGHBOURS_MAX: usize = 4096;
 /// Frames of one side.
