@@ -9,7 +9,7 @@
 //! - `dut`: the programs under test, and how they are started; `ports`: what the generator uses where ends are ports of DPDK;
 //!   `folder`: where sockets are;
 //! - `session`: gives each its turn; `progress`: says so;
-//! - `report`: the table, the JSON, the HTML; `spread`: medians; `machine`: where it was; `error`: why not;
+//! - `report`: the table, the JSON, the HTML; [`spread`]: medians; `machine`: where it was; `error`: why not;
 //! - `doctor`: whether a machine is fit for it.
 
 #![cfg_attr(not(has_dpdk), allow(dead_code, reason = "only ports use some of it, and there are none without DPDK"))]
@@ -31,7 +31,7 @@ mod progress;
 mod quantity;
 mod report;
 mod session;
-mod spread;
+pub mod spread;
 pub mod traffic;
 
 use std::sync::Arc;

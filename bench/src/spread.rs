@@ -30,6 +30,7 @@ impl Spread {
     }
 
     /// All three by a number.
+    #[must_use]
     pub fn by(self, number: f64) -> Self {
         Self { min: self.min / number, median: self.median / number, max: self.max / number }
     }

@@ -24,6 +24,8 @@ pub struct TestpmdOptions {
     pub mbuf: u32,
     /// Forwarding threads.
     pub cores: u16,
+    /// CPUs that its threads float over; none: all of them.
+    pub cpus: Vec<usize>,
     /// Whether [`Testpmd::pause`] will be wanted.
     pub pausable: bool,
 }
@@ -31,7 +33,7 @@ pub struct TestpmdOptions {
 impl Default for TestpmdOptions {
     fn default() -> Self {
         // One buffer takes the longest frame: see the known defects of peers in docs/memif.md.
-        Self { devices: Vec::new(), forward: "io", queues: 1, mbuf: 9728, cores: 1, pausable: false }
+        Self { devices: Vec::new(), forward: "io", queues: 1, mbuf: 9728, cores: 1, cpus: Vec::new(), pausable: false }
     }
 }
 
@@ -140,6 +142,8 @@ impl TestpmdOptions {
     /// so that tests neither fail on one CPU nor fight for one of several.
     fn lcores(&self) -> String {
         let last = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
-        format!("(0-{})@(0-{last})", self.cores)
+        let cpus = if self.cpus.is_empty() { (0..=last).collect() } else { self.cpus.clone() };
+        let cpus: Vec<_> = cpus.iter().map(ToString::to_string).collect();
+        format!("(0-{})@({})", self.cores, cpus.join(","))
     }
 }
