@@ -42,9 +42,8 @@ pub(super) fn all() -> Vec<NsmCase> {
         cases.push(case(name_go, go_around, options, run));
     }
     cases.push(case("chain_of_the_example_for_clusters", Cast::default(), few, example::secure_intranet));
-    // With a manager in Go a busy machine takes longer for 30 chains at once than a request may.
-    let many = MeshOptions { clients: lasting::MANY, ..few };
-    cases.insert(0, case("chain_thirty_clients_before_the_functions", Cast::default(), many, lasting::thirty_clients));
+    let several = MeshOptions { clients: lasting::CLIENTS, ..few };
+    cases.push(case("chain_clients_before_the_functions", Cast::default(), several, lasting::clients_first));
     cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, intranet::hop_missing));
     cases.push(case("chain_without_ethernet_headers", Cast::default(), few, places::ip_payload));
     cases
