@@ -116,11 +116,17 @@ impl Node {
         self.kubelet.as_ref().unwrap()
     }
 
-    /// The kubelet gives a pod one device of each of these resources.
+    /// The kubelet gives a pod one device of each of these resources, once it knows of them.
     fn admit(&self, pod: &str, resources: &[&str]) {
         for resource in resources {
             let container = resource.replace('/', "-");
-            self.site.runtime.block_on(self.kubelet().admit(pod, &container, resource, 1)).unwrap();
+            let admitted = async {
+                let is_there =
+                    |kubelet: &Kubelet| kubelet.counts(resource).is_some_and(|counts| counts.allocatable > 0);
+                self.kubelet().until("the resource has devices", is_there).await;
+                self.kubelet().admit(pod, &container, resource, 1).await
+            };
+            self.site.runtime.block_on(admitted).unwrap();
         }
     }
 
