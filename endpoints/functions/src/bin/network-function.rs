@@ -15,7 +15,7 @@ use ferrule_functions::daemon::run_in_mesh;
 #[cfg(feature = "nsm")]
 use ferrule_functions::mesh::MeshArgs;
 
-/// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, a passthrough or a gateway.
+/// Runs a network function between two memif, vhost-user or kernel ends: a firewall, a NAT44, an NPTv6, a passthrough or a gateway.
 #[derive(Parser)]
 #[command(name = "network-function", version, args_override_self = true)]
 struct Flags {
