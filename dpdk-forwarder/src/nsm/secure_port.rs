@@ -239,17 +239,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn packets_of_two_wires_cross_a_tunnel_and_one_that_is_too_long_finds_no_room() {
+    /// Two ends that know each other.
+    fn ends() -> [SecurePort; 2] {
         let site = TunnelSite { address: [127, 0, 0, 1].into(), port: 4789, link_mtu: 1500 };
         let (near, far) = (WireGuardEnds::default(), WireGuardEnds::default());
         let answer = far.answer("b", &near.preference("a", &site).unwrap(), &site).unwrap();
-        let begun = [
+        [
             (near.tell("a", WireGuardPeer::asked(&answer, &site).unwrap()), "a"),
             (far.tell("b", WireGuardPeer::answered(&answer, &site).unwrap()), "b"),
         ]
-        .map(|(end, id)| SecurePort { connection: id.to_owned(), end: end.unwrap(), mtu: 1400 }.begin().unwrap());
-        let [(mut near_out, mut near_in, near_device), (mut far_out, mut far_in, _far_device)] = begun;
+        .map(|(end, id)| SecurePort { connection: id.to_owned(), end: end.unwrap(), mtu: 1400 })
+    }
+
+    #[test]
+    fn packets_of_two_wires_cross_a_tunnel_and_one_that_is_too_long_finds_no_room() {
+        let [(mut near_out, mut near_in, near_device), (mut far_out, mut far_in, _far_device)] =
+            ends().map(|end| end.begin().unwrap());
         assert_eq!(put(&mut near_in, &packet(0, 1401)), Put::Refused(DropReason::TooLong));
         for round in 0..100 {
             let lengths = [24, 300, 1400];
@@ -264,5 +269,21 @@ mod tests {
         let status = near_device.status().unwrap();
         assert_eq!((status.mtu, status.counters["rx_dropped"], status.counters["tx_dropped"]), (Some(1400), 0, 0));
         assert!(status.words.starts_with("to 127.0.0.1:"), "{}", status.words);
+    }
+
+    #[test]
+    fn packets_that_wait_for_keys_stay_in_order_when_both_sides_ask_for_them() {
+        let [near, far] = ends();
+        // It asks, and nobody reads that yet.
+        let (_, mut far_in, _far_device) = far.begin().unwrap();
+        let sent: Vec<_> = (0..24).map(|number| packet(number, 24)).collect();
+        for bytes in &sent {
+            assert_eq!(put(&mut far_in, bytes), Put::Stored);
+        }
+        // It asks too.
+        let (mut near_out, _, _near_device) = near.begin().unwrap();
+        for bytes in &sent {
+            assert_eq!(&next(&mut near_out), bytes);
+        }
     }
 }

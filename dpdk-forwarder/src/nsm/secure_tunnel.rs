@@ -259,26 +259,26 @@ impl Session<'_> {
     }
 
     async fn incoming(&mut self, packets: &mut impl Packets, message: &[u8], buffer: &mut [u8]) {
-        // An empty message asks for what has waited.
-        let mut next = message;
-        loop {
-            match self.tunn.decapsulate(None, next, buffer) {
-                TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
-                TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                    if std::mem::take(&mut self.is_silent) {
-                        tracing::info!(peer = %self.peer.address, "the other side of a tunnel answers again");
-                    }
-                    let taken = packets.put(packet);
-                    self.counters.received.count(packet.len(), taken.is_ok());
-                    return;
+        match self.tunn.decapsulate(None, message, buffer) {
+            TunnResult::WriteToNetwork(message) => send(self.socket, message).await,
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                if std::mem::take(&mut self.is_silent) {
+                    tracing::info!(peer = %self.peer.address, "the other side of a tunnel answers again");
                 }
-                TunnResult::Err(error) => {
-                    tracing::debug!(?error, "a message of the other side of a tunnel is not taken");
-                    return;
-                }
-                TunnResult::Done => return,
+                let taken = packets.put(packet);
+                self.counters.received.count(packet.len(), taken.is_ok());
             }
-            next = &[];
+            TunnResult::Err(error) => {
+                return tracing::debug!(?error, "a message of the other side of a tunnel is not taken");
+            }
+            TunnResult::Done => {}
+        }
+        // What has waited for keys is sent as soon as they serve: when the other side has answered, or has used them. After a mere question,
+        // or a cookie, the library would put the first that waits behind the last one.
+        if matches!(message.first(), Some(&(HANDSHAKE_RESPONSE | DATA))) {
+            while let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], buffer) {
+                send(self.socket, message).await;
+            }
         }
     }
 
@@ -304,6 +304,9 @@ async fn send(socket: &tokio::net::UdpSocket, message: &[u8]) {
     }
 }
 
+/// The first byte of an answer to a handshake, and of a packet (WireGuard's protocol, "Messages").
+const HANDSHAKE_RESPONSE: u8 = 2;
+const DATA: u8 = 4;
 /// For all tunnels.
 const THREADS_MAX: usize = 2;
 /// Packets of one direction before the other one has its turn.
