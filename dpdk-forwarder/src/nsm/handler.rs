@@ -127,7 +127,8 @@ impl MeshForwarder {
         let files = same.map_or(&[][..], |same| &same.files);
         let mut tries = 0;
         loop {
-            let asking = Box::pin(self.hops.request(found, message.clone(), files, same.is_none(), until));
+            let again = same.map(|same| &same.next);
+            let asking = Box::pin(self.hops.request(found, message.clone(), files, again, until));
             let (next, below) = asking.await?;
             let status = match self.join(call, asked, &next, &below, before.as_ref()).await {
                 Ok(answer) => return Ok(self.keep(answer, before, found, call, asked, (next, below), until).await),

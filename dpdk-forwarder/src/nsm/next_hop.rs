@@ -92,16 +92,16 @@ impl NextHops {
         mine
     }
 
-    /// Asks an endpoint.
+    /// Asks an endpoint, over the connection that was there before, if it still serves.
     pub(super) async fn request(
         &self,
         endpoint: &FoundEndpoint,
         message: NetworkServiceRequest,
         files: &[Arc<OwnedFd>],
-        is_first: bool,
+        before: Option<&NextHop>,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
-        self.kept.request(endpoint, message, files, is_first, until).await
+        self.kept.request(endpoint, message, files, before, before.is_none(), until).await
     }
 
     /// Closes a connection at an endpoint, which may have been started again, or be gone.

@@ -55,6 +55,7 @@ pub struct MiddleEndpoint<B> {
 
 /// What lies behind us of a connection.
 struct Made {
+    next: NextHop,
     /// As the manager has answered it, in our place.
     behind: Connection,
     following: AbortHandle,
@@ -85,7 +86,7 @@ impl<B: Between> MiddleEndpoint<B> {
     async fn ask(
         &self,
         call: &Call,
-        before: Option<&Connection>,
+        before: Option<(NextHop, Connection)>,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
         let mut connection = call.connection.clone();
@@ -93,11 +94,12 @@ impl<B: Between> MiddleEndpoint<B> {
         connection.labels.clone_from(&self.labels);
         connection.network_service_endpoint_name.clear();
         connection.mechanism = None;
-        if let Some(before) = before {
+        let again = before.as_ref().map(|(next, _)| next);
+        if let Some((_, before)) = &before {
             let mut same = connection.clone();
             same.network_service_endpoint_name.clone_from(&before.network_service_endpoint_name);
             same.mechanism.clone_from(&before.mechanism);
-            match self.ask_for(same, false, until).await {
+            match self.ask_for(same, again, false, until).await {
                 Ok(answered) => return Ok(answered),
                 Err(status) => {
                     let name = &before.network_service_endpoint_name;
@@ -105,18 +107,19 @@ impl<B: Between> MiddleEndpoint<B> {
                 }
             }
         }
-        self.ask_for(connection, before.is_none(), until).await
+        self.ask_for(connection, again, again.is_none(), until).await
     }
 
     async fn ask_for(
         &self,
         connection: Connection,
+        again: Option<&NextHop>,
         is_first: bool,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
         let mechanism_preferences = vec![self.ends.wanted()];
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
-        Box::pin(self.hops.request(&self.manager, message, &self.files(), is_first, until)).await
+        Box::pin(self.hops.request(&self.manager, message, &self.files(), again, is_first, until)).await
     }
 
     /// Puts the function between the two ends. What the caller is answered.
@@ -178,8 +181,9 @@ impl<B: Between> Handler for MiddleEndpoint<B> {
             Status::failed_precondition("a namespace cannot be passed over TCP: connect to the endpoint's Unix socket")
         })?;
         let id = call.connection.id.clone();
-        let before = self.made().get(&id).map(|made| made.behind.clone());
-        let asked = self.ask(&call, before.as_ref(), until).await;
+        let before = self.made().get(&id).map(|made| (made.next.clone(), made.behind.clone()));
+        let is_first = before.is_none();
+        let asked = self.ask(&call, before, until).await;
         let joined = match &asked {
             Ok((_, behind)) => self.join(&call, behind).await,
             Err(status) => Err(status.clone()),
@@ -191,11 +195,11 @@ impl<B: Between> Handler for MiddleEndpoint<B> {
         match (asked, passed) {
             (Ok((next, behind)), Ok(answer)) => {
                 let following = self.follow(&next, &answer, &call);
-                self.made().insert(id, Made { behind, following });
+                self.made().insert(id, Made { next, behind, following });
                 Ok(answer)
             }
             (asked, passed) => {
-                if before.is_none() {
+                if is_first {
                     self.between.part(&id).await;
                     if let Ok((_, behind)) = asked {
                         // It says no more than the error does.

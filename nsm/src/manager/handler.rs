@@ -131,7 +131,8 @@ impl Manager {
             connection.mechanism = None;
         }
         let files = files.all();
-        let asking = self.forwarders.request(forwarder, message, &files, call.known.is_none(), until);
+        let again = self.hops().get(&call.connection.id).map(|hop| hop.next.clone());
+        let asking = self.forwarders.request(forwarder, message, &files, again.as_ref(), call.known.is_none(), until);
         let (next, answer) = Box::pin(asking).await?;
         let before = self.follow(forwarder, next, files, &answer, call);
         if let (Some(before), Some(known)) = (before, &call.known)

@@ -43,7 +43,7 @@ impl KeptHops {
 
     /// A process, over the connection that is kept, or the first one.
     pub async fn get(&self, found: &FoundEndpoint) -> Result<NextHop, Status> {
-        share(&*self.kept(found)?).await
+        share(&self.kept(found)?).await
     }
 
     /// Whether a connection of before may still be used to close what was made over it: it has not ended, and we are there who we are now.
@@ -52,7 +52,7 @@ impl KeptHops {
         !connection.has_ended() && Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid)
     }
 
-    /// Asks for a connection. Where a token is denied over an older connection, it is asked for again over a new one: there the other side shows the
+    /// Asks for a connection, over the place that it had `before`, if that still serves. Where a token is denied over an older connection, it is asked for again over a new one: there the other side shows the
     /// certificate with which it signs its tokens now. So is what an older one did not bring to its end, since the other side has gone
     /// meanwhile. What a first request has made though its answer is not believed is closed again.
     pub async fn request(
@@ -60,12 +60,18 @@ impl KeptHops {
         found: &FoundEndpoint,
         message: NetworkServiceRequest,
         files: &[Arc<OwnedFd>],
+        before: Option<&NextHop>,
         is_first: bool,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
         let left = || until.saturating_duration_since(Instant::now());
         let (asked, kept) = (Instant::now(), self.kept(found)?);
-        let mut next = share(&kept).await?;
+        // Very many that are refreshed together would need as many places again.
+        let serves = |before: &&NextHop| before.is_of(&kept) && before.connection().is_fresh(&self.identity.current());
+        let mut next = match before.filter(serves) {
+            Some(before) => before.clone(),
+            None => share(&kept).await?,
+        };
         let mut may_repeat = next.connection().since() < asked;
         loop {
             let error = match Box::pin(next.request(message.clone(), files, left())).await {
@@ -133,10 +139,10 @@ impl KeptHops {
 }
 
 /// The connection of now, if it has room; a new one otherwise.
-async fn share(kept: &KeptConnection) -> Result<NextHop, Status> {
+async fn share(kept: &Arc<KeptConnection>) -> Result<NextHop, Status> {
     loop {
         let connection = kept.get().await?;
-        match NextHop::shared(&connection) {
+        match NextHop::shared(&connection, kept) {
             Some(next) => return Ok(next),
             None => kept.renew(&connection).await,
         }
@@ -152,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::proto::registry::NetworkServiceEndpoint;
-    use crate::test_mesh::{DEADLINE, Manner, Mesh, first, patient};
+    use crate::test_mesh::{DEADLINE, Manner, Mesh, first, mechanism, patient};
 
     fn is_same(a: &NextHop, b: &NextHop) -> bool {
         let certificate = |hop: &NextHop| Arc::clone(hop.connection().peer().certificate());
@@ -203,9 +209,26 @@ mod tests {
         let first_hop = hops.get(&found).await.unwrap();
         let message = NetworkServiceRequest { connection: Some(first("a")), ..NetworkServiceRequest::default() };
         let until = Instant::now() + DEADLINE;
-        let denied = hops.request(&found, message, &[], true, until).await.err().unwrap();
+        let denied = hops.request(&found, message, &[], None, true, until).await.err().unwrap();
         assert_eq!(denied.code(), Code::PermissionDenied);
         assert!(is_same(&first_hop, &hops.get(&found).await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_again_needs_no_other_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mesh, hops, mut found) = hops(directory.path()).await;
+        found.endpoint.url = mesh.address("nse").to_string();
+        let (until, wanted) = (Instant::now() + DEADLINE, vec![mechanism(BTreeMap::new())]);
+        let message =
+            |connection| NetworkServiceRequest { connection: Some(connection), mechanism_preferences: wanted.clone() };
+        let (next, answer) = hops.request(&found, message(first("a")), &[], None, true, until).await.unwrap();
+        let mut others = Vec::new();
+        while others.last().is_none_or(|other| is_same(&next, other)) {
+            others.push(hops.get(&found).await.unwrap());
+        }
+        let (again, _) = hops.request(&found, message(answer), &[], Some(&next), false, until).await.unwrap();
+        assert!(is_same(&next, &again));
     }
 
     #[tokio::test]

@@ -14,26 +14,37 @@ use crate::proto::connection::Connection;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_client::NetworkServiceClient;
 use crate::trace::{self, CallSpan};
-use crate::transport::{Calls, Connection as Channel, ran_out};
+use crate::transport::{Calls, Connection as Channel, KeptConnection, ran_out};
 
 /// The next process, over one connection to it.
 #[derive(Clone)]
 pub struct NextHop {
     connection: Channel,
-    /// Its place among those that share the connection.
-    _share: Option<Arc<OwnedSemaphorePermit>>,
+    shared: Option<Arc<Shared>>,
+}
+
+/// That others go over the connection too.
+struct Shared {
+    /// Its place among those.
+    _place: OwnedSemaphorePermit,
+    kept: Arc<KeptConnection>,
 }
 
 impl NextHop {
     /// Over this connection, which goes on as long as the mesh's connection does: its end says that the process is gone.
     pub fn new(connection: Channel) -> Self {
-        Self { connection, _share: None }
+        Self { connection, shared: None }
     }
 
-    /// Over a connection that others go over too; `None`: as many do as may.
-    pub(super) fn shared(connection: &Channel) -> Option<Self> {
-        let share = Some(Arc::new(connection.share()?));
-        Some(Self { connection: connection.clone(), _share: share })
+    /// Over a connection of these that others go over too; `None`: as many do as may.
+    pub(super) fn shared(connection: &Channel, kept: &Arc<KeptConnection>) -> Option<Self> {
+        let shared = Shared { _place: connection.share()?, kept: Arc::clone(kept) };
+        Some(Self { connection: connection.clone(), shared: Some(Arc::new(shared)) })
+    }
+
+    /// Whether it has a place on a connection of these.
+    pub(super) fn is_of(&self, kept: &Arc<KeptConnection>) -> bool {
+        self.shared.as_ref().is_some_and(|shared| Arc::ptr_eq(&shared.kept, kept))
     }
 
     /// Who is called.
