@@ -4,7 +4,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use ferrule_ffi::netns::NetNs;
 use ferrule_kubelet::v1beta1::Mount;
@@ -25,7 +27,7 @@ impl Container<'_> {
     /// Runs `work` in it, on a thread of its own; a process that it starts stays there.
     pub(super) fn run<T: Send>(self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         let Self { netns, mounts, files } = self;
-        netns.run(move || {
+        let inside = move || {
             let contents: Vec<_> = files.iter().map(fs::read).collect::<io::Result<_>>()?;
             unshare(CloneFlags::CLONE_NEWNS)?;
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -42,7 +44,11 @@ impl Container<'_> {
                 bind(&source, mount)?;
             }
             work()
-        })?
+        };
+        // A thread that has mounts of its own must not be used for anything else afterwards.
+        thread::scope(|scope| {
+            scope.spawn(move || netns.run(inside)?).join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 }
 
