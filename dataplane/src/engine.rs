@@ -96,7 +96,8 @@ impl Engine {
 
     /// Every wire, in the order of their names.
     pub fn wires(&self) -> Vec<WireStatus> {
-        self.refresh_kernel_counters();
+        let is_older = |fresh| self.control.snapshot.is_older_than(fresh);
+        self.refresh_kernel_counters(is_older, |reply| EngineRequest::Look { reply });
         self.control.snapshot.statuses()
     }
 
@@ -107,7 +108,8 @@ impl Engine {
 
     /// One wire.
     pub fn wire(&self, name: &str) -> Option<WireStatus> {
-        self.refresh_kernel_counters();
+        let is_older = |fresh| self.control.snapshot.is_wire_older_than(name, fresh);
+        self.refresh_kernel_counters(is_older, |reply| EngineRequest::LookAt { name: name.to_owned(), reply });
         self.control.snapshot.status(name)
     }
 
@@ -172,10 +174,13 @@ impl Engine {
 
     /// Counters of kernel interfaces are read when somebody wants to see them. While the kernel is busy with interfaces
     /// that takes long, and those that are known have to do.
-    fn refresh_kernel_counters(&self) {
-        let fresh = Instant::now().checked_sub(COUNTERS_FRESH);
-        if fresh.is_some_and(|fresh| self.control.snapshot.is_older_than(fresh)) {
-            let _ = self.ask(|reply| EngineRequest::Look { reply }).recv_timeout(COUNTERS_WAIT);
+    fn refresh_kernel_counters(
+        &self,
+        is_older_than: impl FnOnce(Instant) -> bool,
+        look: impl FnOnce(Reply<()>) -> EngineRequest,
+    ) {
+        if Instant::now().checked_sub(COUNTERS_FRESH).is_some_and(is_older_than) {
+            let _ = self.ask(look).recv_timeout(COUNTERS_WAIT);
         }
     }
 }

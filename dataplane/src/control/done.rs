@@ -14,7 +14,6 @@ use crate::spec::SocketAddress;
 use crate::status::DeviceStatus;
 
 /// What became of a job.
-#[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
 pub enum Done {
     /// A job at the address of a socket.
     Socket(SocketJobId, SocketOutcome),
@@ -26,6 +25,8 @@ pub enum Done {
     Closed(WireKey),
     /// Interfaces were looked at.
     Looked(Look),
+    /// The interfaces of one wire were; none: nobody could.
+    LookedAt(WireKey, Option<PairStatus>),
 }
 
 /// What became of a job at the address of a socket.

@@ -60,6 +60,13 @@ pub enum EngineRequest {
         /// The answer, once they are published.
         reply: Reply<()>,
     },
+    /// Read those of one wire.
+    LookAt {
+        /// Its name.
+        name: String,
+        /// The answer, once they are published. At once if there is nothing to be read.
+        reply: Reply<()>,
+    },
     /// Capture the frames of a wire from now on, or do not any more.
     Trace {
         /// Its name.

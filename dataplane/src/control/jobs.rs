@@ -253,6 +253,11 @@ impl Jobs {
         });
     }
 
+    /// Reads the counters of one pair.
+    pub(super) fn look_at_pair(&self, wire: WireKey, pair: Arc<VethPair>) {
+        self.tell(&self.interfaces, Done::LookedAt(wire, None), move || Done::LookedAt(wire, Some(pair.status())));
+    }
+
     /// Asks a device what it is doing that may take its time.
     pub(super) fn look_at_device(&self, end: EndId, number: u64, device: &Arc<dyn Device>) {
         let news = move |status| Done::Device(end, number, DeviceNews::Status(status));

@@ -8,7 +8,8 @@ use std::time::Instant;
 use super::done::{DeviceNews, Look};
 use super::end::{End, EndKind};
 use super::events::WireChange;
-use super::keys::EndId;
+use super::inbox::Reply;
+use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
@@ -68,32 +69,8 @@ impl State {
 
     /// Interfaces were looked at.
     pub(super) fn interfaces_looked_at(&mut self, look: Look) {
-        for (key, PairStatus { traffic, ends }) in look.pairs {
-            let Some(wire) = self.wires.get_mut(key) else { continue };
-            let Body::Kernel(kernel) = &mut wire.body else { continue };
-            self.changed.insert(key);
-            kernel.counters = KernelCounters { read: Instant::now(), directions: traffic };
-            for (end, state) in ends.into_iter().enumerate() {
-                match state {
-                    PairEnd::Up => {}
-                    PairEnd::Gone(_) if kernel.gone[end].is_some() => {}
-                    PairEnd::Gone(error) => {
-                        let reason = error.to_string();
-                        tracing::warn!(wire = wire.spec.name, end = end_name(end), reason, "interface gone");
-                        let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
-                        self.events.note(&wire.spec.name, change);
-                        kernel.gone[end] = Some(reason);
-                    }
-                    // What could not be asked is not gone.
-                    PairEnd::Unknown(error) => {
-                        if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-                            let (wire, suppressed) = (&wire.spec.name, if_any(suppressed));
-                            let end = end_name(end);
-                            tracing::warn!(wire, end, %error, suppressed, "an interface cannot be looked at now");
-                        }
-                    }
-                }
-            }
+        for (key, status) in look.pairs {
+            self.hear_of_pair(key, status);
         }
         for (id, number, status) in look.devices {
             self.hear_of_device(id, number, DeviceNews::Status(status));
@@ -107,6 +84,57 @@ impl State {
         self.look_in_flight = false;
         if !self.want_look.is_empty() {
             self.look_at_interfaces();
+        }
+    }
+
+    /// Has the counters of one wire's interfaces read. Of very many wires that costs no more than of one.
+    pub(super) fn look_at_wire(&mut self, name: &str, reply: Reply<()>) {
+        let key = self.names.get(name).copied();
+        let Some((key, Body::Kernel(kernel))) = key.map(|key| (key, &self.wires[key].body)) else {
+            return self.answer(reply, ());
+        };
+        let waiting = self.looking_at.entry(key).or_default();
+        waiting.push(reply);
+        if waiting.len() == 1 {
+            self.jobs.look_at_pair(key, Arc::clone(&kernel.pair));
+        }
+    }
+
+    /// They were read, or could not be.
+    pub(super) fn wire_looked_at(&mut self, key: WireKey, status: Option<PairStatus>) {
+        if let Some(status) = status {
+            self.hear_of_pair(key, status);
+        }
+        for reply in self.looking_at.remove(&key).unwrap_or_default() {
+            self.answer(reply, ());
+        }
+    }
+
+    fn hear_of_pair(&mut self, key: WireKey, PairStatus { traffic, ends }: PairStatus) {
+        let Some(wire) = self.wires.get_mut(key) else { return };
+        let Body::Kernel(kernel) = &mut wire.body else { return };
+        self.changed.insert(key);
+        kernel.counters = KernelCounters { read: Instant::now(), directions: traffic };
+        for (end, state) in ends.into_iter().enumerate() {
+            match state {
+                PairEnd::Up => {}
+                PairEnd::Gone(_) if kernel.gone[end].is_some() => {}
+                PairEnd::Gone(error) => {
+                    let reason = error.to_string();
+                    tracing::warn!(wire = wire.spec.name, end = end_name(end), reason, "interface gone");
+                    let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
+                    self.events.note(&wire.spec.name, change);
+                    kernel.gone[end] = Some(reason);
+                }
+                // What could not be asked is not gone.
+                PairEnd::Unknown(error) => {
+                    if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+                        let (wire, suppressed) = (&wire.spec.name, if_any(suppressed));
+                        let end = end_name(end);
+                        tracing::warn!(wire, end, %error, suppressed, "an interface cannot be looked at now");
+                    }
+                }
+            }
         }
     }
 }

@@ -41,8 +41,12 @@ impl Snapshot {
 
     /// Whether there is a wire whose counters are the kernel's, and they were read before `since`.
     pub fn is_older_than(&self, since: Instant) -> bool {
-        let read = |wire: &Arc<WireCell>| wire.state.load().kernel.as_ref().map(|kernel| kernel.read);
-        self.wires.load().values().filter_map(read).any(|read| read < since)
+        self.wires.load().values().any(|wire| wire.is_older_than(since))
+    }
+
+    /// The same of one wire.
+    pub fn is_wire_older_than(&self, name: &str, since: Instant) -> bool {
+        self.wires.load().get(name).is_some_and(|wire| wire.is_older_than(since))
     }
 }
 
@@ -110,6 +114,10 @@ impl WireCell {
     /// Publishes another state.
     pub fn publish(&self, state: WireState) {
         self.state.store(Arc::new(state));
+    }
+
+    fn is_older_than(&self, since: Instant) -> bool {
+        self.state.load().kernel.is_some_and(|kernel| kernel.read < since)
     }
 
     fn status(&self) -> WireStatus {

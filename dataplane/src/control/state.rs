@@ -68,6 +68,8 @@ pub struct State {
     pub(super) looking: Vec<Reply<()>>,
     /// Who waits for the next look: what is read now may be older than what they ask for.
     pub(super) want_look: Vec<Reply<()>>,
+    /// Who waits for a look at one wire.
+    pub(super) looking_at: BTreeMap<WireKey, Vec<Reply<()>>>,
     /// What to say to whom once the snapshot shows it.
     pub(super) answers: Vec<Box<dyn FnOnce() + Send>>,
     /// Wires whose published state is not up to date.
@@ -103,6 +105,7 @@ impl State {
             look_in_flight: false,
             looking: Vec::new(),
             want_look: Vec::new(),
+            looking_at: BTreeMap::new(),
             answers: Vec::new(),
             changed: BTreeSet::new(),
             map_changed: false,
@@ -181,6 +184,7 @@ impl State {
                 self.look_at_devices();
                 self.look_at_interfaces();
             }
+            EngineRequest::LookAt { name, reply } => self.look_at_wire(&name, reply),
             EngineRequest::Trace { name, capture, reply } => {
                 let traced = self.trace(&name, capture.as_ref());
                 self.answer(reply, traced);
@@ -207,6 +211,7 @@ impl State {
             Done::Veth(wire, made) => self.veth_made(wire, made),
             Done::Closed(wire) => self.part_closed(wire),
             Done::Looked(look) => self.interfaces_looked_at(look),
+            Done::LookedAt(wire, status) => self.wire_looked_at(wire, status),
         }
     }
 
