@@ -17,6 +17,8 @@ struct FrameCopy {
     start: usize,
     length: usize,
     disposition: Disposition,
+    /// How many others the function had made when it had judged this one.
+    made: u32,
 }
 
 impl Burst {
@@ -39,7 +41,7 @@ impl Burst {
         }
         let room = self.bytes.get_mut(start..start + length);
         if room.is_some_and(|room| frame.copy_out(room)) {
-            self.frames.push(FrameCopy { start, length, disposition: Disposition::Drop });
+            self.frames.push(FrameCopy { start, length, disposition: Disposition::Drop, made: 0 });
         }
     }
 
@@ -73,10 +75,18 @@ impl Burst {
         self.frames[number].disposition
     }
 
-    /// Says what becomes of one.
+    /// Says what becomes of one, and how many other frames the function has made by now: each leaves behind the one that it was made by, and before
+    /// the next one.
     #[inline]
-    pub fn dispose(&mut self, number: usize, disposition: Disposition) {
-        self.frames[number].disposition = disposition;
+    pub fn dispose(&mut self, number: usize, disposition: Disposition, made: usize) {
+        let frame = &mut self.frames[number];
+        // A burst and what was held make far fewer.
+        (frame.disposition, frame.made) = (disposition, made as u32);
+    }
+
+    /// By which one the function made its frame number `made`.
+    pub fn maker(&self, made: usize) -> usize {
+        self.frames.partition_point(|frame| frame.made as usize <= made)
     }
 
     /// Forgets them.
@@ -114,10 +124,20 @@ mod tests {
         }
         burst.frame_mut(1).fill(8);
         assert_eq!([0, 1, 2, 3].map(|number| burst.frame(number)), [frames[0], &[8; 64], frames[2], frames[3]]);
-        burst.dispose(2, Disposition::Forward);
+        burst.dispose(2, Disposition::Forward, 0);
         assert_eq!((burst.disposition(1), burst.disposition(2)), (Disposition::Drop, Disposition::Forward));
         burst.clear();
         assert!(burst.is_empty() && burst.has_room());
+    }
+
+    #[test]
+    fn of_each_frame_that_was_made_it_is_known_by_which_one() {
+        let mut burst = Burst::new();
+        for (number, made) in [0, 0, 2, 2, 3].into_iter().enumerate() {
+            burst.push([number as u8][..].into());
+            burst.dispose(number, Disposition::Forward, made);
+        }
+        assert_eq!([0, 1, 2].map(|made| burst.maker(made)), [2, 2, 4]);
     }
 
     #[test]

@@ -10,12 +10,12 @@ pub trait Function {
     /// Judges a frame that came in on `side`, and may rewrite its bytes. What else is to be sent is put into `out`.
     fn frame(&mut self, side: Side, frame: &mut [u8], now_ms: u64, out: &mut Vec<Extra>) -> Disposition;
 
-    /// Judges frames that came in together on `side`, as [`Self::frame`] does one after the other, and says of each what becomes of it. Whoever
-    /// knows all of them may do it faster.
+    /// Judges frames that came in together on `side`, as [`Self::frame`] does one after the other, and says of each what becomes of it, and how
+    /// many there are in `out`, which was empty before. Whoever knows all of them may do it faster.
     fn burst(&mut self, side: Side, burst: &mut Burst, now_ms: u64, out: &mut Vec<Extra>) {
         for number in 0..burst.len() {
             let disposition = self.frame(side, burst.frame_mut(number), now_ms, out);
-            burst.dispose(number, disposition);
+            burst.dispose(number, disposition, out.len());
         }
     }
 
@@ -28,7 +28,7 @@ pub trait Function {
     fn tick(&mut self, _now_ms: u64) {}
 }
 
-/// A frame beside the one that came in: an answer, or one that was held until now.
+/// A frame beside the one that came in: an answer, or one that was held until now. It leaves behind that one, and before the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extra {
     /// Where it leaves.

@@ -1,8 +1,10 @@
 //! A function between two ports: frames are taken from one, judged on copies, and put to the other.
 //!
 //! One thread does it, for all queues; the ends are opened by threads of their own, one for each side, and handed over. Frames are judged in
-//! bursts; what finds the next end full waits, and holds back those behind it; what finds nobody there is dropped and counted. An end may become another one while it runs.
+//! bursts, and leave in their order, those that the function makes in the place of what they were made by; what finds the next end full waits, and holds back those behind it;
+//! what finds nobody there is dropped and counted. An end may become another one while it runs.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -272,15 +274,27 @@ struct Worker<F> {
 
 struct Scratch {
     gather: Box<[u8]>,
-    /// By side: our copies of frames that came in there, of which some may still wait for room.
-    bursts: [(Burst, Option<Waiting>); 2],
+    /// By the side that frames come in on.
+    directions: [Direction; 2],
+    /// What the function has just made.
     extras: Vec<Extra>,
+}
+
+/// Our copies of frames, of which some may still wait for room.
+#[derive(Default)]
+struct Direction {
+    burst: Burst,
+    /// What the function made for the other side, each with the number of the frame that it was made by. Empty if nothing waits.
+    made: VecDeque<(usize, Vec<u8>)>,
+    /// What it made for this side.
+    answers: Vec<Vec<u8>>,
+    waiting: Option<Waiting>,
 }
 
 /// Frames that found their queue full.
 #[derive(Clone, Copy)]
 struct Waiting {
-    /// The first of the burst that waits, and all behind it.
+    /// The first of the burst that waits, and all behind it. What was made by those before it may wait too.
     first: usize,
     /// The queue that they came in by. Those behind them wait for them, and so does every other queue: there is one burst.
     queue: usize,
@@ -289,7 +303,7 @@ struct Waiting {
 impl Scratch {
     fn new() -> Self {
         let gather = vec![0; FRAME_MAX].into_boxed_slice();
-        Self { gather, bursts: Default::default(), extras: Vec::new() }
+        Self { gather, directions: Default::default(), extras: Vec::new() }
     }
 }
 
@@ -378,15 +392,18 @@ impl<F: Function> Worker<F> {
             Side::Network => (network.as_mut(), client.as_mut()),
         };
         let Some(near) = near else { return Ok(false) };
-        let (burst, waiting) = &mut scratch.bursts[side.index()];
-        let counters = &counters.sides;
+        let Direction { burst, made, answers, waiting } = &mut scratch.directions[side.index()];
+        let [counters, far_counters] = [side, side.other()].map(|side| &counters.sides[side.index()]);
         let mut judge = Judge {
             function,
             tap,
             side,
             now_ms,
-            counters: &counters[side.index()],
+            counters,
+            far_counters,
             burst,
+            made,
+            answers,
             waiting,
             gather: &mut scratch.gather,
             extras: &mut scratch.extras,
@@ -397,22 +414,18 @@ impl<F: Function> Worker<F> {
             Some(far) => with_queues!(far, senders, senders => judge.queues(receivers, senders)),
             None => judge.queues(receivers, &mut nobody),
         })?;
-        for Extra { to, frame } in scratch.extras.drain(..) {
+        for frame in answers.drain(..) {
             if let Some(tap) = tap {
-                tap.made(to, &frame);
+                tap.made(side, &frame);
             }
-            let count = match &mut self.ends[to.index()] {
-                Some(end) => send(end, &frame, notifier).map_err(|fault| (to, fault))?,
-                None => false,
-            };
-            let counters = &counters[to.index()];
-            if count { counters.made.add(1) } else { counters.lost.add(1) }
+            let stored = send(near, &frame, notifier).map_err(|fault| (side, fault))?;
+            if stored { counters.made.add(1) } else { counters.lost.add(1) }
         }
         Ok(moved)
     }
 
     fn sleep(&mut self) {
-        let waits = self.scratch.bursts.iter().any(|(_, waiting)| waiting.is_some());
+        let waits = self.scratch.directions.iter().any(|direction| direction.waiting.is_some());
         if waits || self.ends.iter().all(Option::is_none) {
             // Nobody notifies us of room.
             thread::sleep(Duration::from_millis(1));
@@ -478,7 +491,10 @@ struct Judge<'a, F> {
     side: Side,
     now_ms: u64,
     counters: &'a SideCounters,
+    far_counters: &'a SideCounters,
     burst: &'a mut Burst,
+    made: &'a mut VecDeque<(usize, Vec<u8>)>,
+    answers: &'a mut Vec<Vec<u8>>,
     waiting: &'a mut Option<Waiting>,
     gather: &'a mut Box<[u8]>,
     extras: &'a mut Vec<Extra>,
@@ -541,6 +557,8 @@ impl<F: Function> Judge<'_, F> {
     /// Copies what came in, up to a burst. How many frames.
     fn take(&mut self, receiver: &mut impl Source) -> Result<usize, Fault> {
         self.burst.clear();
+        // Some are left if the other side broke the rules meanwhile.
+        self.made.clear();
         while self.burst.has_room() {
             let Some(frame) = receiver.peek(self.gather)? else { break };
             let (length, slots) = (frame.bytes.len(), frame.slots);
@@ -554,21 +572,45 @@ impl<F: Function> Judge<'_, F> {
 
     fn judge(&mut self) {
         let Self { function, tap, side, now_ms, burst, extras, .. } = self;
-        let Some(tap) = tap else { return function.burst(*side, burst, *now_ms, extras) };
-        for number in 0..burst.len() {
-            let bytes = burst.frame_mut(number);
-            let seen = tap.capture.take(tap.ticks, side.index(), false, bytes);
-            let disposition = function.frame(*side, bytes, *now_ms, extras);
-            if let Some(seen) = seen {
-                tap.judged(seen, side.other(), bytes, disposition, function.remark());
+        match tap {
+            None => function.burst(*side, burst, *now_ms, extras),
+            Some(tap) => {
+                for number in 0..burst.len() {
+                    let bytes = burst.frame_mut(number);
+                    let seen = tap.capture.take(tap.ticks, side.index(), false, bytes);
+                    let disposition = function.frame(*side, bytes, *now_ms, extras);
+                    if let Some(seen) = seen {
+                        tap.judged(seen, side.other(), bytes, disposition, function.remark());
+                    }
+                    burst.dispose(number, disposition, extras.len());
+                }
             }
-            burst.dispose(number, disposition);
+        }
+        if !self.extras.is_empty() {
+            self.take_extras();
+        }
+    }
+
+    /// What goes on leaves in the place of what it was made by, or it would be behind newer frames of its flow: parts of a packet, or those that
+    /// waited for their first part. Of what goes back nothing newer can be before it: it was made, or waited, on this side.
+    #[cold]
+    fn take_extras(&mut self) {
+        for (number, Extra { to, frame }) in self.extras.drain(..).enumerate() {
+            if to == self.side {
+                self.answers.push(frame);
+            } else {
+                self.made.push_back((self.burst.maker(number), frame));
+            }
         }
     }
 
     /// Puts our copies to the other side, from the first of these on. `false`: that one waits for room, and so do those behind it.
     fn put(&mut self, first: usize, queue: usize, mut sender: Option<&mut impl Target>) -> Result<bool, Fault> {
         for number in first..self.burst.len() {
+            if !self.made.is_empty() && !self.put_made(number, sender.as_deref_mut())? {
+                *self.waiting = Some(Waiting { first: number, queue });
+                return Ok(number > first);
+            }
             if self.burst.disposition(number) == Disposition::Drop {
                 self.counters.dropped.add(1);
                 continue;
@@ -581,6 +623,31 @@ impl<F: Function> Judge<'_, F> {
                     return Ok(number > first);
                 }
                 Some(Put::Refused(_)) | None => self.counters.lost.add(1),
+            }
+        }
+        let end = self.burst.len();
+        if !self.made.is_empty() && !self.put_made(end, sender)? {
+            *self.waiting = Some(Waiting { first: end, queue });
+            return Ok(end > first);
+        }
+        Ok(true)
+    }
+
+    /// Puts to the other side what was made by the frames before this one. `false`: one waits for room.
+    #[cold]
+    fn put_made(&mut self, before: usize, mut sender: Option<&mut impl Target>) -> Result<bool, Fault> {
+        while let Some((maker, bytes)) = self.made.pop_front_if(|(maker, _)| *maker < before) {
+            let frame = Frame { bytes: bytes[..].into(), offload: None, slots: 0 };
+            match sender.as_mut().map(|sender| sender.put(&frame)).transpose()? {
+                Some(Put::Stored) => self.far_counters.made.add(1),
+                Some(Put::Full) => {
+                    self.made.push_front((maker, bytes));
+                    return Ok(false);
+                }
+                Some(Put::Refused(_)) | None => self.far_counters.lost.add(1),
+            }
+            if let Some(tap) = self.tap {
+                tap.made(self.side.other(), &bytes);
             }
         }
         Ok(true)

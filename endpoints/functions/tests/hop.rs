@@ -19,8 +19,10 @@ use ferrule_functions::any::AnyFunction;
 use ferrule_functions::config::{Config, FunctionSettings};
 use ferrule_functions::firewall::file::read_text;
 use ferrule_functions::hop::{Hop, HopEvent};
-use ferrule_functions::packet::Link;
+use ferrule_functions::nat44::settings::{NatInterface, NatSettings};
+use ferrule_functions::packet::{Link, checksum};
 use ferrule_functions::port::PortSpec;
+use ipnet::Ipv4Net;
 
 #[test]
 fn a_passthrough_changes_no_byte_and_no_order() {
@@ -172,6 +174,62 @@ fn a_queue_that_waits_gives_none_of_its_frames_to_another_one() {
 }
 
 #[test]
+fn parts_that_a_function_makes_leave_before_newer_frames_and_wait_for_room_as_these_do() {
+    let mut testbed = Testbed::start("parts", &nat44(Some(576)));
+    // Known, since it asks for us.
+    testbed.send(Side::Network, &arp(1, SERVER, OUTSIDE));
+    assert_eq!(testbed.receive(Side::Network)[12..14], [8, 6]);
+    // Each second one is so long that it leaves in three parts.
+    let sent = |number: u16| request(number, if number.is_multiple_of(2) { 1400 } else { 10 });
+    let expected = |number: u16| (number / 4 * 2 + number % 4 / 3, [0, 69, 138, 0][usize::from(number % 4)]);
+    testbed.send_together(Side::Client, &[0, 1, 2, 3].map(sent));
+    let mut received = 0;
+    // More than all rings on the way have.
+    for number in 4..4000 {
+        while !testbed.try_send(Side::Client, &sent(number)) {
+            assert_eq!(part(&testbed.receive(Side::Network)), expected(received));
+            received += 1;
+        }
+    }
+    while received < 8000 {
+        assert_eq!(part(&testbed.receive(Side::Network)), expected(received));
+        received += 1;
+    }
+    assert_eq!(testbed.hop.counters().sides[1].lost.get(), 0);
+}
+
+#[test]
+fn parts_that_waited_for_the_first_one_leave_before_newer_frames() {
+    let rules = "rules: [{ name: all, action: permit, protocol: udp }]";
+    let firewall = FunctionSettings::Firewall { policy: read_text("rules", rules).unwrap(), sessions_max: 10 };
+    let mut testbed = Testbed::start("held", &firewall);
+    let frame = |id, offset| datagram(id, offset, 16);
+    let (more, words) = (0x2000, 3);
+    let [first, later, last] = [frame(1, more), frame(1, more | words), frame(1, 2 * words)];
+    let (before, after) = (frame(0, 0), frame(2, 0));
+    testbed.send_together(Side::Client, &[&before, &last, &later, &first, &after].map(Clone::clone));
+    for expected in [before, first, last, later, after] {
+        assert_eq!(testbed.receive(Side::Network), expected);
+    }
+}
+
+#[test]
+fn frames_that_waited_for_a_neighbour_leave_before_newer_ones() {
+    let mut testbed = Testbed::start("neighbour", &nat44(None));
+    let count = 50;
+    for number in 0..count {
+        testbed.send(Side::Client, &request(number, 10));
+        if number == count / 2 {
+            assert_eq!(testbed.receive(Side::Network)[12..14], [8, 6], "the server is asked for");
+            testbed.send(Side::Network, &arp(2, SERVER, OUTSIDE));
+        }
+    }
+    for number in 0..count {
+        assert_eq!(part(&testbed.receive(Side::Network)), (number, 0));
+    }
+}
+
+#[test]
 fn what_finds_nobody_is_dropped_and_counted() {
     let mut testbed = Testbed::start("lost", &FunctionSettings::Passthrough);
     testbed.part(Side::Network);
@@ -287,6 +345,19 @@ impl Testbed {
         self.try_send_by(0, side, frame)
     }
 
+    /// Whoever looks sees all of them, or none yet.
+    fn send_together(&mut self, side: Side, frames: &[Vec<u8>]) {
+        let sender = &mut self.peers[side.index()].as_mut().unwrap().queues.senders[0];
+        sender.refresh().unwrap();
+        for frame in frames {
+            let put = sender.put(&Frame { bytes: frame[..].into(), offload: None, slots: 0 }).unwrap();
+            assert_eq!(put, Put::Stored);
+        }
+        if sender.publish() {
+            self.notifier.notify(sender.notify_fd().unwrap()).unwrap();
+        }
+    }
+
     fn try_send_by(&mut self, queue: usize, side: Side, frame: &[u8]) -> bool {
         let sender = &mut self.peers[side.index()].as_mut().unwrap().queues.senders[queue];
         sender.refresh().unwrap();
@@ -345,4 +416,51 @@ fn udp(from: u8, to: u8, near: u16, far: u16) -> Vec<u8> {
     [&[2; 12][..], &[8, 0], &ip, &near.to_be_bytes(), &far.to_be_bytes(), &[0, 8, 0, 0]].concat()
 }
 
+/// Its clients are known by one address.
+fn nat44(mtu: Option<u16>) -> FunctionSettings {
+    let at = |address: u32| NatInterface::at(Ipv4Net::new(address.into(), 24).unwrap());
+    let outside = NatInterface { mtu, ..at(OUTSIDE) };
+    FunctionSettings::Nat44(NatSettings { pool: vec![OUTSIDE..=OUTSIDE], ..NatSettings::new(at(INSIDE), outside) })
+}
+
+/// From the client to the server, as one packet.
+fn request(id: u16, payload_len: usize) -> Vec<u8> {
+    datagram(id, 0, payload_len)
+}
+
+/// The same, as the part of a packet if it has an offset or is not the last one.
+fn datagram(id: u16, fragment: u16, payload_len: usize) -> Vec<u8> {
+    let length = 8 + payload_len as u16;
+    let words = [0x4500, 20 + length, id, fragment, 0x4011, 0].map(u16::to_be_bytes).concat();
+    let mut ip = [&words[..], &CLIENT.to_be_bytes(), &SERVER.to_be_bytes()].concat();
+    let sum = checksum::full(&ip, 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let udp = [5000, 80, length, 0].map(u16::to_be_bytes).concat();
+    [
+        &NatInterface::at(Ipv4Net::new(INSIDE.into(), 24).unwrap()).mac.0[..],
+        &[2; 6],
+        &[8, 0],
+        &ip,
+        &udp,
+        &vec![7; payload_len],
+    ]
+    .concat()
+}
+
+/// Of which packet it is, and where in it.
+fn part(frame: &[u8]) -> (u16, u16) {
+    let word = |at| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    (word(18), word(20) & 0x1fff)
+}
+
+/// A request (1) or a reply (2).
+fn arp(operation: u8, from: u32, to: u32) -> Vec<u8> {
+    let start = [8, 6, 0, 1, 8, 0, 6, 4, 0, operation];
+    [&[0xff; 6][..], &[2; 6], &start, &[2; 6], &from.to_be_bytes(), &[0; 6], &to.to_be_bytes()].concat()
+}
+
+const CLIENT: u32 = 0x0a01_0009;
+const INSIDE: u32 = 0x0a01_0001;
+const OUTSIDE: u32 = 0x0a02_0001;
+const SERVER: u32 = 0x0a02_0009;
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -324,7 +324,8 @@ impl Function for Firewall {
         }
         for (number, flow) in flows.iter().enumerate() {
             let verdict = self.judge_as(side, burst.frame(number), flow.as_ref(), now_ms);
-            burst.dispose(number, self.dispose(side, verdict, out));
+            let disposition = self.dispose(side, verdict, out);
+            burst.dispose(number, disposition, out.len());
         }
         flows.clear();
         self.plain = flows;

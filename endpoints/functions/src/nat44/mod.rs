@@ -454,7 +454,7 @@ impl Function for Nat44 {
         }
         for (number, sought) in sought.iter().enumerate() {
             let disposition = self.judge(side, burst.frame_mut(number), sought.as_ref(), now_ms, out);
-            burst.dispose(number, disposition);
+            burst.dispose(number, disposition, out.len());
         }
         sought.clear();
         self.sought = sought;
