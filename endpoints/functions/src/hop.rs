@@ -131,6 +131,7 @@ impl<F: Function + Send + 'static> Hop<F> {
             counters,
             notifier,
             scratch: Scratch::new(),
+            room_wait: ROOM_WAIT_MIN,
             started: Instant::now(),
         };
         let work = move || worker.run(&doors, &ordered, &stop, say);
@@ -269,6 +270,8 @@ struct Worker<F> {
     counters: Arc<HopCounters>,
     notifier: Notifier,
     scratch: Scratch,
+    /// How long the next wait for room takes.
+    room_wait: Duration,
     started: Instant,
 }
 
@@ -345,6 +348,9 @@ impl<F: Function> Worker<F> {
                 }
             }
             idle = if moved { 0 } else { idle + 1 };
+            if moved {
+                self.room_wait = ROOM_WAIT_MIN;
+            }
             if idle > SPINS || round.is_multiple_of(ROUNDS_UNSEEN) {
                 gone = gone.or_else(|| self.find_gone());
                 self.function.tick(now_ms);
@@ -428,7 +434,8 @@ impl<F: Function> Worker<F> {
         let waits = self.scratch.directions.iter().any(|direction| direction.waiting.is_some());
         if waits || self.ends.iter().all(Option::is_none) {
             // Nobody notifies us of room.
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(self.room_wait);
+            self.room_wait = (self.room_wait * 2).min(ROOM_WAIT_MAX);
         } else {
             HopPort::sleep(&mut self.ends, NAP);
         }
@@ -656,8 +663,13 @@ impl<F: Function> Judge<'_, F> {
 
 /// Rounds with work between two looks at what peers say.
 const ROUNDS_UNSEEN: u32 = 256;
-/// Rounds without work before the thread sleeps.
-const SPINS: u32 = 200;
+/// Rounds without work before the thread sleeps: hops share CPUs, and one that looks keeps those waiting that have frames.
+const SPINS: u32 = 4;
+/// How long to wait for room at first: a peer that works has emptied a part of its ring by then. A ring that was looked at each millisecond would carry no more than a
+/// thousand times what it holds.
+const ROOM_WAIT_MIN: Duration = Duration::from_micros(100);
+/// And at last, if there is none.
+const ROOM_WAIT_MAX: Duration = Duration::from_millis(1);
 /// How long one sleep lasts at most: so often orders are looked at.
 const NAP: Duration = Duration::from_millis(20);
 /// How long to wait for a peer before the stop is looked at.
