@@ -1,6 +1,7 @@
 //! A pair of interfaces joined by the kernel: what goes into one comes out of the other.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -73,6 +74,9 @@ impl VethPair {
         wire: &str,
         [a, b]: [&KernelSpec; 2],
     ) -> Result<Self, (usize, KernelError)> {
+        // What asks after the pair later is there from now on: then there may be no descriptor for it.
+        let keep = owner.with_netlink(|_| Ok::<_, io::Error>(()));
+        keep.map_err(|error| (0, KernelError::failed("create", &a.into(), error)))?;
         let mut ends = [NewEnd::open(a).map_err(|error| (0, error))?, NewEnd::open(b).map_err(|error| (1, error))?];
         let spec = fingerprint([a, b]);
         let leftover = if owner.may_have_leftovers() { take_leftover(owner, wire, spec, &mut ends)? } else { None };
