@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
 use super::bed::LIMIT;
 use crate::TIMEOUT;
-use crate::nsm::cases::wait_until;
+use crate::nsm::cases::{far_addresses, wait_until};
 use crate::nsm::chain::{ChainPlan, PAGE, get, serve_page, start_trace, until};
 use crate::nsm::mesh::{INTERFACE, Mesh};
 use crate::nsm::pod::MeshPod;
@@ -42,6 +43,57 @@ pub(super) fn one_address(mesh: &mut Mesh) -> Result<()> {
     web_pod.wait_interfaces(0, TIMEOUT)?;
     wait_until("no wire is left", || Ok(!mesh.near().has_wire()?))?;
     drop((server, nat, web));
+    Ok(())
+}
+
+/// Whoever is outside reaches the server of the client that a forward names, and no other client.
+pub(super) fn forward(mesh: &mut Mesh) -> Result<()> {
+    NAT.register(mesh)?;
+    let web_pod = MeshPod::new();
+    let web = NAT.start_end(mesh, "webserver", &web_pod, "80.80.80.80/30")?;
+    let nat = NAT.start(mesh, "nat44", "nat44", FORWARD_SETTINGS)?;
+    // Nobody asks for an address: the one that the forward names goes last.
+    let mut clients = Vec::new();
+    for (number, address) in ["192.168.100.11/24", "192.168.100.10/24"].into_iter().enumerate() {
+        let pod = MeshPod::new();
+        let process = NAT.start_client(mesh, &pod, number)?;
+        mesh.wait_connected(&process);
+        ensure!(pod.addresses(INTERFACE) == [address], "client {number} has {:?}", pod.addresses(INTERFACE));
+        let server = serve_page(&pod, SERVER)?;
+        clients.push((process, pod, server));
+    }
+    let (page, _) = until("the page of the forward's client comes", || Ok(get(&web_pod, FORWARDED, OPEN, LIMIT)?))?;
+    ensure!(page == PAGE, "port {OPEN} of {FORWARDED} gives {page:?}");
+    let outside = far_addresses(&web_pod)?;
+    let served: Vec<Vec<_>> = clients
+        .iter()
+        .map(|(_, _, server)| server.served().iter().map(|served| served.client.ip().to_string()).collect())
+        .collect();
+    ensure!(served[0].is_empty(), "the other client has served {:?}", served[0]);
+    ensure!(
+        served[1].len() == 1 && outside.contains(&served[1][0]),
+        "the forward's client has served {:?} of {outside:?}",
+        served[1]
+    );
+    // Another port of its address, and the same one of the other client's, lead nowhere.
+    let nowhere = |(address, port)| {
+        let other = get(&web_pod, address, port, LIMIT);
+        ensure!(other.is_err(), "port {port} of {address} gives {other:?}");
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others = [(FORWARDED, SERVER), (NOT_FORWARDED, OPEN), (NOT_FORWARDED, SERVER)];
+        let asking = others.map(|other| scope.spawn(move || nowhere(other)));
+        asking.into_iter().try_for_each(|asking| asking.join().map_err(|_| anyhow::anyhow!("GET panicked"))?)
+    })?;
+    for (process, pod, server) in clients {
+        drop(server);
+        process.stop();
+        pod.wait_interfaces(0, TIMEOUT)?;
+    }
+    web_pod.wait_interfaces(0, TIMEOUT)?;
+    wait_until("no wire is left", || Ok(!mesh.near().has_wire()?))?;
+    drop((nat, web));
     Ok(())
 }
 
@@ -83,6 +135,12 @@ const NAT: ChainPlan = ChainPlan {
 };
 const NAT_SETTINGS: &str = "nat44:\n  inside: { address: 192.168.100.1/24 }\n  outside: { address: 80.80.80.100/24 }\n  \
                             clients: 192.168.100.10-192.168.100.20\n  pool: [80.80.80.100]";
+const FORWARD_SETTINGS: &str = "nat44:\n  inside: { address: 192.168.100.1/24 }\n  outside: { address: 80.80.80.100/24 }\n  \
+                                clients: 192.168.100.10-192.168.100.11\n  pool: [80.80.80.100-80.80.80.101]\n  \
+                                forwards: [{ protocol: tcp, outside: \"80.80.80.100:80\", inside: \"192.168.100.10:8080\" }]";
+const FORWARDED: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 100);
+const NOT_FORWARDED: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 101);
+const SERVER: u16 = 8080;
 const WEB: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 80);
 const POOL_FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(80, 80, 80, 100));
 const OPEN: u16 = 80;
