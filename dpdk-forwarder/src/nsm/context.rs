@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use ferrule_dataplane::spec::MacAddress;
-use ferrule_nsm::proto::connection::Connection;
 use ferrule_nsm::proto::connectioncontext::{ConnectionContext, IpContext, PolicyRoute, Route};
 use ipnet::IpNet;
 
@@ -68,14 +67,6 @@ pub(super) fn interface_state(
         state.neighbours.extend(far.iter().map(|address| (address.addr(), mac)));
     }
     Ok(state)
-}
-
-/// Its links carry no more than this; 0: nobody has said.
-pub(super) fn limit_mtu(connection: &mut Connection, carried: u32) {
-    if carried > 0 {
-        let context = connection.context.get_or_insert_default();
-        context.mtu = if context.mtu == 0 { carried } else { context.mtu.min(carried) };
-    }
 }
 
 /// A route with the next hop that it says, or, if it leads beyond the link, the other end of it.

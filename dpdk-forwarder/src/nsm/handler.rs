@@ -11,14 +11,14 @@ use ferrule_nsm::monitor::Follower;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::registry::{FoundEndpoint, Lookup};
-use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop};
+use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop, limit_mtu};
 use ferrule_nsm::transport::{Address, Peer};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::breakout::{Breakouts, VLAN};
-use super::context::{Side, limit_mtu};
+use super::context::Side;
 use super::end::{
     EndKind, IP, MeshEnd, beside_tunnel, is_tunnel_of, noop_of_another_node, open_namespace, preferences,
 };

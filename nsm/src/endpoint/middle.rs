@@ -19,7 +19,7 @@ use crate::proto::connectioncontext::ConnectionContext;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::registry::NetworkServiceEndpoint;
 use crate::registry::FoundEndpoint;
-use crate::service::{Call, Handler, KeptHops, NextHop};
+use crate::service::{Call, Handler, KeptHops, NextHop, limit_mtu};
 use crate::transport::{Address, DialOptions, Peer};
 
 /// What stands between the two ends of a connection.
@@ -30,7 +30,7 @@ pub trait Between: Send + Sync + 'static {
         Ok(asked.context.clone().unwrap_or_default())
     }
 
-    /// What whoever asked for the connection of this id is answered, when this was answered behind it.
+    /// What whoever asked for the connection of this id is answered, when this was answered behind it. It is asked so before it joins anything.
     fn answer(&self, _id: &str, behind: ConnectionContext) -> ConnectionContext {
         behind
     }
@@ -128,15 +128,15 @@ impl<B: Between> MiddleEndpoint<B> {
         let theirs = theirs.ok_or_else(|| Status::internal("what comes next is no memif with a socket"))?;
         let ours = self.ends.served(&behind.id)?;
         let served = memif_socket(&ours).unwrap_or_default().to_owned();
-        self.between.join(&call.connection, [&served, theirs]).await?;
         let mut answer = behind.clone();
+        answer_in_front(&*self.between, &mut answer, mtu_of(&call.connection));
+        self.between.join(&call.connection, [&served, theirs]).await?;
         if let Some(segment) = answer.path.as_mut().and_then(|path| path.path_segments.get_mut(call.place.own)) {
             let ends = [("server_interface", served.as_str()), ("client_interface", theirs)];
             segment.metrics = ends.map(|(key, socket)| (key.to_owned(), format!("{MEMIF}/{socket}"))).into();
         }
         answer.labels.clone_from(&call.connection.labels);
         answer.network_service_endpoint_name.clone_from(&call.connection.network_service_endpoint_name);
-        answer.context = Some(self.between.answer(&behind.id, answer.context.take().unwrap_or_default()));
         answer.mechanism = Some(ours);
         Ok(answer)
     }
@@ -144,11 +144,11 @@ impl<B: Between> MiddleEndpoint<B> {
     /// Watches what comes next, and tells whoever watches us.
     fn follow(&self, next: &NextHop, answer: &Connection, call: &Call) -> AbortHandle {
         let (calls, monitor, answered) = (next.connection().calls(), call.monitor.clone(), call.answered.clone());
-        let (between, follower) = (Arc::clone(&self.between), Follower::new(answer.clone()));
+        let (between, follower, mtu) = (Arc::clone(&self.between), Follower::new(answer.clone()), mtu_of(answer));
         let following = tokio::spawn(async move {
             answered.wait().await;
             let tell = move |mut changed: Connection| {
-                changed.context = Some(between.answer(&changed.id, changed.context.take().unwrap_or_default()));
+                answer_in_front(&*between, &mut changed, mtu);
                 monitor.change(changed);
             };
             follower.follow(calls, tell).await;
@@ -164,6 +164,19 @@ impl<B: Between> MiddleEndpoint<B> {
     fn made(&self) -> MutexGuard<'_, BTreeMap<String, Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Has what was answered behind become what is answered in front, whose links carry packets of so many bytes.
+fn answer_in_front(between: &impl Between, connection: &mut Connection, mtu: u32) {
+    let behind = connection.context.take().unwrap_or_default();
+    connection.context = Some(between.answer(&connection.id, behind));
+    // Whoever has answered may have said more than it was asked for.
+    limit_mtu(connection, mtu);
+}
+
+/// 0: nobody has said.
+fn mtu_of(connection: &Connection) -> u32 {
+    connection.context.as_ref().map_or(0, |context| context.mtu)
 }
 
 #[tonic::async_trait]
@@ -233,5 +246,42 @@ impl<B: Between> Handler for MiddleEndpoint<B> {
         connection.network_service_endpoint_name.clear();
         connection.mechanism = Some(self.ends.wanted());
         Box::pin(self.hops.close(&self.manager, connection, &self.files(), until)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it says of its own has this MTU; 0: it says what was said behind it.
+    struct Says(u32);
+
+    #[tonic::async_trait]
+    impl Between for Says {
+        fn answer(&self, _: &str, behind: ConnectionContext) -> ConnectionContext {
+            if self.0 == 0 { behind } else { ConnectionContext { mtu: self.0, ..behind } }
+        }
+
+        async fn join(&self, _: &Connection, _: [&str; 2]) -> Result<(), Status> {
+            Ok(())
+        }
+
+        async fn part(&self, _: &str) {}
+    }
+
+    #[test]
+    fn the_answer_carries_no_more_than_either_side_and_the_function() {
+        let answered = |own: u32, behind: u32, asked: u32| {
+            let context = ConnectionContext { mtu: behind, ..ConnectionContext::default() };
+            let mut connection = Connection { context: Some(context), ..Connection::default() };
+            answer_in_front(&Says(own), &mut connection, asked);
+            mtu_of(&connection)
+        };
+        assert_eq!(answered(0, 1446, 0), 1446, "of what is behind");
+        assert_eq!(answered(0, 1446, 1500), 1446);
+        assert_eq!(answered(0, 1500, 1446), 1446, "whoever has answered has said more than it was asked for");
+        assert_eq!(answered(0, 0, 1446), 1446, "or nothing");
+        assert_eq!(answered(1400, 1446, 1500), 1400);
+        assert_eq!(answered(0, 0, 0), 0);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! - [`ConnectionServer`]: who calls, is it allowed, whose turn is it, how long does it live; [`Handler`], [`Call`]: what is behind it
 //! - [`NextHop`]: calling the next process; [`KeptHops`]: over connections that are kept; [`MechanismFiles`]: the namespaces that mechanisms name
-//! - [`check_request`], [`check_connection`]: how large a connection may be
+//! - [`check_request`], [`check_connection`]: how large a connection may be; [`limit_mtu`]: how long its packets may be
 
 mod handler;
 mod kept_hops;
 mod limits;
 mod mechanism_files;
+mod mtu;
 mod next_hop;
 mod server;
 mod table;
@@ -20,6 +21,7 @@ pub use kept_hops::KeptHops;
 pub(crate) use limits::MESSAGE_MAX;
 pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
+pub use mtu::limit_mtu;
 pub use next_hop::{NextHop, NotMade};
 pub use server::ConnectionServer;
 pub(crate) use table::CONNECTIONS_MAX;

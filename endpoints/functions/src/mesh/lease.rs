@@ -20,6 +20,8 @@ pub struct Lease {
     pub inside: Ipv4Addr,
     /// What it is known by outside, which no other client is.
     pub outside: Ipv4Addr,
+    /// Bytes of the longest packet that its links carry, as the mesh says; 0: it has not said.
+    pub mtu: u32,
 }
 
 impl Leases {
@@ -56,7 +58,7 @@ impl Leases {
                  give it a larger `pool`"
             ))
         })?;
-        let lease = Lease { inside, outside };
+        let lease = Lease { inside, outside, mtu: known.map_or(0, |lease| lease.mtu) };
         self.0.insert(id.to_owned(), lease);
         Ok(lease)
     }
@@ -64,6 +66,11 @@ impl Leases {
     /// The one that a connection has.
     pub fn of(&self, id: &str) -> Option<Lease> {
         self.0.get(id).copied()
+    }
+
+    /// The links of a connection carry that. Whether they did not before.
+    pub fn set_mtu(&mut self, id: &str, mtu: u32) -> bool {
+        self.0.get_mut(id).is_some_and(|lease| std::mem::replace(&mut lease.mtu, mtu) != mtu)
     }
 
     /// It is free again.
@@ -78,7 +85,8 @@ impl Lease {
         let address = format!("{}/{}", self.outside, nat.outside.address.prefix_len());
         let excluded_prefixes = asked.ip_context.clone().unwrap_or_default().excluded_prefixes;
         let ip = IpContext { src_ip_addrs: vec![address], excluded_prefixes, ..IpContext::default() };
-        ConnectionContext { mtu: asked.mtu, ip_context: Some(ip), ..ConnectionContext::default() }
+        let mtu = smallest([asked.mtu, nat.outside.mtu.map_or(0, u32::from)]);
+        ConnectionContext { mtu, ip_context: Some(ip), ..ConnectionContext::default() }
     }
 
     /// What the client is answered: its own address, and the NAT44 as the router to everything outside that this one reaches.
@@ -95,12 +103,17 @@ impl Lease {
         };
         // Addresses and routes that are good behind are of no use in front.
         ConnectionContext {
-            mtu: behind.mtu,
+            mtu: smallest([behind.mtu, nat.inside.mtu.map_or(0, u32::from)]),
             dns_context: behind.dns_context,
             ip_context: Some(ip),
             ..ConnectionContext::default()
         }
     }
+}
+
+/// Of what either says; 0: it says nothing.
+fn smallest(mtus: [u32; 2]) -> u32 {
+    mtus.into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -185,6 +198,29 @@ mod tests {
         let mut other = nat.clone();
         other.forwards[0].inside.0 = inside.into();
         other
+    }
+
+    #[test]
+    fn a_client_has_the_smallest_mtu_of_its_links_and_of_the_settings() {
+        let (mut leases, none) = (Leases::default(), ConnectionContext::default());
+        let mut nat = nat("");
+        (nat.inside.mtu, nat.outside.mtu) = (Some(1300), Some(1450));
+        let lease = leases.take("a", &nat, &none).unwrap();
+        let with = |mtu| ConnectionContext { mtu, ..ConnectionContext::default() };
+        assert_eq!([0, 1400, 1500].map(|mtu| lease.behind(&nat, &with(mtu)).mtu), [1450, 1400, 1450]);
+        assert_eq!([0, 1200, 1400].map(|mtu| lease.in_front(&nat, with(mtu)).mtu), [1300, 1200, 1300]);
+        assert!(leases.set_mtu("a", 1400) && !leases.set_mtu("a", 1400) && !leases.set_mtu("b", 1400));
+        assert_eq!(leases.take("a", &nat, &none).unwrap().mtu, 1400);
+        let mtus = |mtu| {
+            let nat = nat.of_one(1).with_mtu(mtu);
+            [nat.inside.mtu, nat.outside.mtu]
+        };
+        assert_eq!(mtus(1400), [Some(1300), Some(1400)]);
+        assert_eq!(
+            [0, 60, 70_000].map(mtus),
+            [[Some(1300), Some(1450)]; 3],
+            "none, no link of IP, and one of any packet"
+        );
     }
 
     #[test]

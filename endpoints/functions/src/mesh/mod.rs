@@ -121,8 +121,8 @@ impl MeshFunctions {
     fn narrow(&self, id: &str) -> Narrow {
         let (leases, id) = (Arc::clone(&self.leases), id.to_owned());
         Box::new(move |settings| match (settings, lock(&leases).of(&id)) {
-            (FunctionSettings::Nat44(nat), Some(Lease { outside, .. })) => {
-                FunctionSettings::Nat44(nat.of_one(u32::from(outside)))
+            (FunctionSettings::Nat44(nat), Some(Lease { outside, mtu, .. })) => {
+                FunctionSettings::Nat44(nat.of_one(u32::from(outside)).with_mtu(mtu))
             }
             _ => settings.clone(),
         })
@@ -163,11 +163,15 @@ impl Between for MeshFunctions {
     }
 
     fn answer(&self, id: &str, behind: ConnectionContext) -> ConnectionContext {
-        let lease = lock(&self.leases).of(id);
-        match (self.functions.settings(), lease) {
-            (FunctionSettings::Nat44(nat), Some(lease)) => lease.in_front(&nat, behind),
-            _ => behind,
+        let FunctionSettings::Nat44(nat) = self.functions.settings() else { return behind };
+        let (lease, is_other_mtu) = {
+            let mut leases = lock(&self.leases);
+            (leases.of(id), leases.set_mtu(id, behind.mtu))
+        };
+        if is_other_mtu {
+            self.functions.narrow_again(id);
         }
+        lease.map_or(behind.clone(), |lease| lease.in_front(&nat, behind))
     }
 
     async fn join(&self, connection: &Connection, [served, theirs]: [&str; 2]) -> Result<(), Status> {

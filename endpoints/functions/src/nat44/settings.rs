@@ -87,6 +87,17 @@ impl NatSettings {
         Self { outside: interface, pool: vec![outside..=outside], forwards, ..self.clone() }
     }
 
+    /// The same where the links on either side carry packets of no more than so many bytes; 0: nobody has said.
+    #[must_use]
+    pub fn with_mtu(mut self, mtu: u32) -> Self {
+        // Less than that is no link of IP: whoever says it knows no better.
+        let carried = u16::try_from(mtu).ok().filter(|mtu| u64::from(*mtu) >= MTU_MIN);
+        for interface in [&mut self.inside, &mut self.outside] {
+            interface.mtu = interface.mtu.into_iter().chain(carried).min();
+        }
+        self
+    }
+
     /// One with defaults, and without a pool.
     pub fn new(inside: NatInterface, outside: NatInterface) -> Self {
         Self {

@@ -19,7 +19,7 @@ use crate::nsm::programs::Cast;
 /// All of them, with our control plane, and with the registry and the manager in Go.
 pub(super) fn all() -> Vec<NsmCase> {
     let few = MeshOptions { clients: 2, ..MeshOptions::default() };
-    let both: [(&str, &str, MeshOptions, Run); 9] = [
+    let both: [(&str, &str, MeshOptions, Run); 10] = [
         ("chain_refreshes_keep_the_path", "chain_refreshes_keep_the_path_go", few, lasting::refreshes),
         (
             "chain_connects_and_closes_leave_nothing",
@@ -34,6 +34,12 @@ pub(super) fn all() -> Vec<NsmCase> {
         ("chain_over_two_nodes", "chain_over_two_nodes_go", MeshOptions { nodes: 2, ..few }, places::two_nodes),
         ("chain_nat44", "chain_nat44_go", few, nat44::one_address),
         ("chain_nat44_forwards_to_a_client", "chain_nat44_forwards_to_a_client_go", few, nat44::forward),
+        (
+            "chain_nat44_over_two_nodes",
+            "chain_nat44_over_two_nodes_go",
+            MeshOptions { nodes: 2, ..few },
+            nat44::two_nodes,
+        ),
     ];
     let go_around = Cast { registry: Some(GO), manager: GO, ..Cast::default() };
     let case = |name, cast, options, run| NsmCase { name, cast, options, needs: &[], run };

@@ -97,6 +97,41 @@ pub(super) fn forward(mesh: &mut Mesh) -> Result<()> {
     Ok(())
 }
 
+/// The way outside is a tunnel, which carries less than the client's interface: the NAT44 is told so by the mesh, and sends what is too long in
+/// parts, or says so.
+pub(super) fn two_nodes(mesh: &mut Mesh) -> Result<()> {
+    NAT.register(mesh)?;
+    let web_pod = MeshPod::new();
+    let web = NAT.start_end(mesh, "webserver", &web_pod, "80.80.80.80/31")?;
+    let nat = NAT.start(mesh, "nat44", "nat44", NAT_SETTINGS)?;
+    let pod = MeshPod::new();
+    let process = NAT.start_client(mesh, &pod, 0)?;
+    mesh.wait_connected(&process);
+    let link = pod.netns().ip(&format!("link show {INTERFACE}"));
+    let mtu = link.split_once(" mtu ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<u32>().ok());
+    let mtu = mtu.with_context(|| format!("the client's link is {link}"))?;
+    ensure!(mtu < CLIENT_MTU, "the tunnel takes nothing of the MTU, {mtu}");
+    pod.wait_ping(&WEB.to_string(), TIMEOUT)?;
+    // As long as its interface says, in one piece; then it is a client that knows no better.
+    let ping = |flags: &str, size: u32| -> Result<_> {
+        let output =
+            pod.netns().ping(&format!("-c 3 -i 0.2 -W 3 -s {size} {flags} {WEB}")).output().context("run ping")?;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+    };
+    let (is_answered, said) = ping("-M do", mtu - PING_HEADERS)?;
+    ensure!(is_answered, "what the tunnel carries is lost: {said}");
+    pod.netns().ip(&format!("link set {INTERFACE} mtu {CLIENT_MTU}"));
+    let (is_answered, said) = ping("-M dont", CLIENT_MTU - PING_HEADERS)?;
+    ensure!(is_answered, "what may be parted is lost: {said}");
+    let (_, said) = ping("-M do", CLIENT_MTU - PING_HEADERS)?;
+    ensure!(said.contains(&format!("(mtu = {mtu})")), "of what must not be parted its sender is told {said}");
+    process.stop();
+    pod.wait_interfaces(0, TIMEOUT)?;
+    web_pod.wait_interfaces(0, TIMEOUT)?;
+    drop((nat, web));
+    Ok(())
+}
+
 /// A NAT44 is traced: a connection shows both of its tuples, also in the file.
 fn trace_nat(mesh: &Mesh, socket: &Path, pod: &MeshPod) -> Result<()> {
     let file = mesh.path("nat.pcapng");
@@ -141,6 +176,10 @@ const FORWARD_SETTINGS: &str = "nat44:\n  inside: { address: 192.168.100.1/24 }\
 const FORWARDED: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 100);
 const NOT_FORWARDED: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 101);
 const SERVER: u16 = 8080;
+/// Of an interface that knows nothing of tunnels.
+const CLIENT_MTU: u32 = 1500;
+/// IPv4 and ICMP.
+const PING_HEADERS: u32 = 28;
 const WEB: Ipv4Addr = Ipv4Addr::new(80, 80, 80, 80);
 const POOL_FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(80, 80, 80, 100));
 const OPEN: u16 = 80;
