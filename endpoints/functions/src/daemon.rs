@@ -16,7 +16,7 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use self::metrics::Snapshot;
-use crate::config::{Config, ConfigFile, FunctionSettings, HopEnd};
+use crate::config::{Config, ConfigFile, HopEnd};
 use crate::function::Side;
 use crate::hop::{HopError, HopEvent};
 #[cfg(feature = "nsm")]
@@ -62,9 +62,6 @@ pub async fn run_in_mesh(
     let config = &daemon.reloader.started;
     if config.ends.is_some() {
         return Err(RunError::Ends);
-    }
-    if let FunctionSettings::Nptv6(_) = config.function {
-        return Err(RunError::NoHop);
     }
     let registered = Arc::new(AtomicBool::new(false));
     let is_registered = Arc::clone(&registered);
@@ -165,12 +162,6 @@ pub enum RunError {
     #[cfg(feature = "nsm")]
     #[error("the settings have ends, and with --nsm the mesh says what they are; remove `client` and `network`")]
     Ends,
-    /// It would have no addresses for its clients.
-    #[cfg(feature = "nsm")]
-    #[error(
-        "an nptv6 is no hop of a mesh: addresses that a hop gives its clients there are of IPv4; run it between two ends, without --nsm"
-    )]
-    NoHop,
     /// The mesh.
     #[cfg(feature = "nsm")]
     #[error(transparent)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -148,9 +148,14 @@ pub fn start_trace(socket: &Path, arguments: &[&str]) -> Result<Process> {
     Ok(process)
 }
 
-/// Serves the page in a namespace, on all of its addresses that there are now and later.
+/// Serves the page in a namespace, on all of its IPv4 addresses that there are now and later.
 pub fn serve_page(pod: &MeshPod, port: u16) -> Result<Webserver> {
-    let listener = pod.netns().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    serve_page_at(pod, Ipv4Addr::UNSPECIFIED.into(), port)
+}
+
+/// Serves the page in a namespace, at an address.
+pub fn serve_page_at(pod: &MeshPod, address: IpAddr, port: u16) -> Result<Webserver> {
+    let listener = pod.netns().run(|| TcpListener::bind((address, port)))?;
     Ok(Webserver::start(listener, [("/".to_owned(), PAGE.to_owned())])?)
 }
 
@@ -166,7 +171,7 @@ pub fn way(mesh: &mut Mesh, client: &str) -> Result<Vec<String>> {
 }
 
 /// GET over the kernel's TCP from inside a namespace: the body, or why there is none.
-pub fn get(pod: &MeshPod, server: Ipv4Addr, port: u16, limit: Duration) -> std::io::Result<String> {
+pub fn get(pod: &MeshPod, server: impl Into<IpAddr>, port: u16, limit: Duration) -> std::io::Result<String> {
     use std::io::{Read as _, Write as _};
     let server = SocketAddr::new(server.into(), port);
     let mut stream = pod.netns().run(|| std::net::TcpStream::connect_timeout(&server, limit))?;

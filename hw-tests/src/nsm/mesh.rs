@@ -74,7 +74,7 @@ impl Mesh {
         command.args(["nsm", "identities", "--lifetime"]).arg(format!("{lifetime}s"));
         command.arg("--directory").arg(self.path("identity")).args(["registry", "nse", "ferrule", "stranger"]);
         command.args(["firewall", "passthrough-1", "passthrough-2", "passthrough-3", "gateway", "nat44", "webserver"]);
-        command.arg("vpn-gateway");
+        command.args(["vpn-gateway", "nptv6"]);
         command.args(self.nodes.iter().flat_map(|node| [node.manager_name(), node.forwarder_name()]));
         // One more for whoever comes later.
         command.args((0..=self.common.options.clients).map(client_name));

@@ -1,9 +1,10 @@
 //! Functions of chains that the mesh composes: an endpoint of Network Service Mesh with a function for each of its connections.
 //!
-//! It serves memif ends, asks the manager of its node for the next hop under its own labels, and stands between the two. A NAT44 gives its clients
-//! addresses itself, and has those of its pool behind it: [`lease`].
+//! It serves memif ends, asks the manager of its node for the next hop under its own labels, and stands between the two. A router gives its clients
+//! addresses itself, and has others behind it: [`lease`] of a NAT44, [`npt_lease`] of an NPTv6.
 
 pub mod lease;
+pub mod npt_lease;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use self::lease::{Lease, Leases};
+use self::npt_lease::NptLeases;
 use crate::config::FunctionSettings;
 use crate::function::Side;
 use crate::hop::HopEvent;
@@ -63,7 +65,11 @@ pub async fn serve(
     let namespace = open("/proc/self/ns/net", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty());
     let ends = namespace.map_err(Into::into).and_then(|namespace| MemifEnds::new(Arc::new(namespace)));
     let ends = ends.map_err(MeshError::Namespace)?;
-    let between = Arc::new(MeshFunctions { functions: Arc::clone(&functions), leases: Arc::default() });
+    let between = Arc::new(MeshFunctions {
+        functions: Arc::clone(&functions),
+        leases: Arc::default(),
+        npt_leases: Mutex::default(),
+    });
     let manager = offered.connect_to.parse().map_err(ProcessError::from)?;
     let middle =
         MiddleEndpoint::new(between, ends, offer.labels.clone(), &manager, identity.clone(), process.dial_options());
@@ -114,6 +120,7 @@ pub enum MeshError {
 struct MeshFunctions {
     functions: Arc<Functions>,
     leases: Arc<Mutex<Leases>>,
+    npt_leases: Mutex<NptLeases>,
 }
 
 impl MeshFunctions {
@@ -129,7 +136,7 @@ impl MeshFunctions {
     }
 }
 
-fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
+fn lock<T>(leases: &Mutex<T>) -> MutexGuard<'_, T> {
     leases.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -146,12 +153,21 @@ impl Between for MeshFunctions {
             return Err(Status::invalid_argument(problem));
         }
         let context = asked.context.clone().unwrap_or_default();
-        let FunctionSettings::Nat44(nat) = self.functions.settings() else { return Ok(context) };
-        if asked.payload == IP {
-            return Err(Status::unimplemented(
-                "a NAT44 is a router between two Ethernet networks, and the payload of this service is IP",
-            ));
+        let settings = self.functions.settings();
+        if let Some(router) = settings.router().filter(|_| asked.payload == IP) {
+            return Err(Status::unimplemented(format!(
+                "{router} is a router between two Ethernet networks, and the payload of this service is IP"
+            )));
         }
+        let nat = match settings {
+            FunctionSettings::Nat44(nat) => nat,
+            FunctionSettings::Nptv6(npt) => {
+                return Ok(lock(&self.npt_leases).take(&asked.id, &npt, &context)?.behind(&npt, &context));
+            }
+            FunctionSettings::Passthrough | FunctionSettings::Firewall { .. } | FunctionSettings::Gateway => {
+                return Ok(context);
+            }
+        };
         let (before, lease) = {
             let mut leases = lock(&self.leases);
             (leases.of(&asked.id), leases.take(&asked.id, &nat, &context)?)
@@ -163,7 +179,16 @@ impl Between for MeshFunctions {
     }
 
     fn answer(&self, id: &str, behind: ConnectionContext) -> ConnectionContext {
-        let FunctionSettings::Nat44(nat) = self.functions.settings() else { return behind };
+        let nat = match self.functions.settings() {
+            FunctionSettings::Nat44(nat) => nat,
+            FunctionSettings::Nptv6(npt) => {
+                let inside = lock(&self.npt_leases).of(id);
+                return inside.map_or(behind.clone(), |inside| npt_lease::in_front(inside, &npt, behind));
+            }
+            FunctionSettings::Passthrough | FunctionSettings::Firewall { .. } | FunctionSettings::Gateway => {
+                return behind;
+            }
+        };
         let (lease, is_other_mtu) = {
             let mut leases = lock(&self.leases);
             (leases.of(id), leases.set_mtu(id, behind.mtu))
@@ -205,6 +230,7 @@ impl Between for MeshFunctions {
         // Its threads are waited for: until then it answers for its addresses.
         let _ = spawn_blocking(move || drop(running)).await;
         lock(&self.leases).give_back(id);
+        lock(&self.npt_leases).give_back(id);
     }
 }
 
@@ -232,7 +258,7 @@ mod tests {
 
     fn passthroughs() -> MeshFunctions {
         let functions = Arc::new(Functions::new(FunctionSettings::Passthrough));
-        MeshFunctions { functions, leases: Arc::default() }
+        MeshFunctions { functions, leases: Arc::default(), npt_leases: Mutex::default() }
     }
 
     fn connection(id: &str, payload: &str) -> Connection {

@@ -1,6 +1,7 @@
 //! Chains that the mesh composes: our functions are its endpoints, with kernel interfaces at the ends and memif between.
 //!
-//! - `intranet`, `nat44`, `composition`: the example chains; `example`: that of `deploy/examples`; `places`: over two nodes, and without Ethernet headers;
+//! - `intranet`, `nat44`, `composition`: the example chains; `example`: that of `deploy/examples`; `nptv6`: another prefix;
+//!   `places`: over two nodes, and without Ethernet headers;
 //!   `lasting`: what stays and what goes; `killed`: hops that are killed; `bed`: what cases share
 
 mod bed;
@@ -10,6 +11,7 @@ mod intranet;
 mod killed;
 mod lasting;
 mod nat44;
+mod nptv6;
 mod places;
 
 use super::{GO, NsmCase, Run};
@@ -19,7 +21,7 @@ use crate::nsm::programs::Cast;
 /// All of them, with our control plane, and with the registry and the manager in Go.
 pub(super) fn all() -> Vec<NsmCase> {
     let few = MeshOptions { clients: 2, ..MeshOptions::default() };
-    let both: [(&str, &str, MeshOptions, Run); 10] = [
+    let both: [(&str, &str, MeshOptions, Run); 11] = [
         ("chain_refreshes_keep_the_path", "chain_refreshes_keep_the_path_go", few, lasting::refreshes),
         (
             "chain_connects_and_closes_leave_nothing",
@@ -40,6 +42,7 @@ pub(super) fn all() -> Vec<NsmCase> {
             MeshOptions { nodes: 2, ..few },
             nat44::two_nodes,
         ),
+        ("chain_nptv6", "chain_nptv6_go", few, nptv6::counterparts),
     ];
     let go_around = Cast { registry: Some(GO), manager: GO, ..Cast::default() };
     let case = |name, cast, options, run| NsmCase { name, cast, options, needs: &[], run };

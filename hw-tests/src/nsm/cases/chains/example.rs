@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(super) fn secure_intranet(mesh: &mut Mesh) -> Result<()> {
     let servers = [80, 8080].map(|port| serve_page(gateway, port));
     let target = "172.16.1.0";
     client.wait_ping(target, TIMEOUT)?;
-    let target = target.parse()?;
+    let target: IpAddr = target.parse()?;
     let page = get(&client, target, 80, LIMIT)?;
     ensure!(page == PAGE, "port 80 gives {page:?}");
     let shut = get(&client, target, 8080, LIMIT);
