@@ -1,7 +1,7 @@
 //! Chains that the mesh composes: our functions are its endpoints, with kernel interfaces at the ends and memif between.
 //!
 //! - `intranet`, `nat44`, `composition`: the example chains; `example`: that of `deploy/examples`; `nptv6`: another prefix;
-//!   `places`: over two nodes, and without Ethernet headers;
+//!   `places`: over two nodes, and without Ethernet headers; `vhost_user`: a client by that;
 //!   `lasting`: what stays and what goes; `killed`: hops that are killed; `bed`: what cases share
 
 mod bed;
@@ -13,6 +13,7 @@ mod lasting;
 mod nat44;
 mod nptv6;
 mod places;
+mod vhost_user;
 
 use super::{GO, NsmCase, Run};
 use crate::nsm::mesh::MeshOptions;
@@ -55,6 +56,7 @@ pub(super) fn all() -> Vec<NsmCase> {
     let several = MeshOptions { clients: lasting::CLIENTS, ..few };
     cases.push(case("chain_clients_before_the_functions", Cast::default(), several, lasting::clients_first));
     cases.push(case("chain_without_a_hop_is_refused", Cast::default(), few, intranet::hop_missing));
+    cases.push(case("chain_serves_a_client_by_vhost_user", Cast::default(), few, vhost_user::client));
     cases.push(case("chain_without_ethernet_headers", Cast::default(), few, places::ip_payload));
     cases
 }

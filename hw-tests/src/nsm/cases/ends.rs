@@ -272,7 +272,7 @@ pub(super) fn receive(end: &mut End, gather: &mut [u8]) -> Result<Vec<Vec<u8>>> 
 }
 
 /// Answers pings to every address at this end.
-fn responder(mut end: End, mode: Mode) -> Server {
+pub(super) fn responder(mut end: End, mode: Mode) -> Server {
     let brain = Responder::new(MacAddress([2, 0, 0, 0, 0, 0xfe]), Vec::new()).in_mode(mode);
     let (mut reply, mut gather) = (vec![0; FRAME_MAX], vec![0; FRAME_MAX]);
     Server::start(move || {
