@@ -11,7 +11,7 @@ use ferrule_nsm::monitor::Follower;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::registry::{FoundEndpoint, Lookup};
-use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop, limit_mtu};
+use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop, limit_mtu, time_to_close};
 use ferrule_nsm::transport::{Address, Peer};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
@@ -138,8 +138,7 @@ impl MeshForwarder {
                 return Err(status);
             }
             // What was not joined is of no use there.
-            let left = until.saturating_duration_since(Instant::now());
-            let _ = Box::pin(next.close(below, &[], left)).await;
+            let _ = Box::pin(next.close(below, &[], time_to_close(until))).await;
             tries += 1;
             if status.code() != Code::AlreadyExists || tries == NUMBER_TRIES {
                 return Err(status);

@@ -19,7 +19,7 @@ use crate::proto::connectioncontext::ConnectionContext;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::registry::NetworkServiceEndpoint;
 use crate::registry::FoundEndpoint;
-use crate::service::{Call, Handler, KeptHops, NextHop, limit_mtu};
+use crate::service::{Call, Handler, KeptHops, NextHop, limit_mtu, time_to_close};
 use crate::transport::{Address, DialOptions, Peer};
 
 /// What stands between the two ends of a connection.
@@ -216,6 +216,7 @@ impl<B: Between> Handler for MiddleEndpoint<B> {
                     self.between.part(&id).await;
                     if let Ok((_, behind)) = asked {
                         // It says no more than the error does.
+                        let until = Instant::now() + time_to_close(until);
                         let _ = Box::pin(self.hops.close(&self.manager, behind, &self.files(), until)).await;
                     }
                 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::next_hop::NextHop;
+use super::server::time_to_close;
 use crate::files::Inode;
 use crate::identity::IdentitySource;
 use crate::policy::is_token_denied;
@@ -92,7 +93,7 @@ impl KeptHops {
             }
             if let Some(made) = error.made.filter(|_| is_first) {
                 // It says no more than the error does.
-                let _ = Box::pin(next.close(*made, files, left())).await;
+                let _ = Box::pin(next.close(*made, files, time_to_close(until))).await;
             }
             return Err(error.status);
         }

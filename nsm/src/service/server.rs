@@ -1,10 +1,10 @@
 //! The calls of a process that connections go through: who calls, is it allowed, whose turn is it; then the handler.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
@@ -99,12 +99,15 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
             monitor: self.0.monitor.clone(),
             answered: Answered::default(),
         };
-        // What was begun is brought to its end, whether or not the caller waits for it.
-        let serving = Arc::clone(&self.0);
+        // What was begun is brought to its end, whether or not the caller waits for it. This lives as long as it does.
+        let (waits, serving) = (Arc::new(()), Arc::clone(&self.0));
         if let Some(span) = &span {
             span.note(&call.connection);
         }
-        let answer = tokio::spawn(trace::inside(span.clone(), serving.request(call, owner, expires))).await;
+        let answer =
+            tokio::spawn(trace::inside(span.clone(), serving.request(call, owner, expires, Arc::downgrade(&waits))))
+                .await;
+        drop(waits);
         let answer =
             answer.unwrap_or_else(|error| Err(Status::internal(format!("the request was not finished: {error}"))));
         if let Some(span) = span {
@@ -150,7 +153,14 @@ impl<H: Handler> Serving<H> {
         Ok(Owner::of(&connection.path.clone().unwrap_or_default(), place, &self.relays)?)
     }
 
-    async fn request(self: Arc<Self>, mut call: Call, owner: Owner, expires: SystemTime) -> Result<Connection, Status> {
+    /// `waits` is there as long as the caller is.
+    async fn request(
+        self: Arc<Self>,
+        mut call: Call,
+        owner: Owner,
+        expires: SystemTime,
+        waits: Weak<()>,
+    ) -> Result<Connection, Status> {
         let mut held = self.table.hold(&call.connection.id, &owner).await?;
         // Time to close it is kept.
         let closes = expires.checked_sub(call.limit).unwrap_or(expires);
@@ -162,6 +172,7 @@ impl<H: Handler> Serving<H> {
             call.connection.set_state(State::Up);
         }
         call.known.clone_from(&held.entry().known);
+        let is_first = call.known.is_none();
         let (_answering, answered) = Answered::new();
         call.answered = answered;
         let (place, id, peer) = (call.place, call.connection.id.clone(), call.peer.clone());
@@ -178,6 +189,12 @@ impl<H: Handler> Serving<H> {
         let entry = held.entry();
         entry.known = Some(Arc::new(answer.clone()));
         entry.caller = peer.map(|peer| peer.certificate().id().clone());
+        if is_first && waits.strong_count() == 0 && !held.is_waited_for() {
+            // It has not heard which id the connection has here, and so can never close it.
+            tracing::info!(id, "whoever asked for the connection has gone: it is closed");
+            self.close_held(&mut held, None, CLOSE_LIMIT).await;
+            return Err(Status::cancelled("whoever asked for the connection has gone"));
+        }
         self.start_timer(&mut held, closes);
         self.monitor.update(answer.clone());
         place.leave(&mut answer)?;
@@ -337,6 +354,11 @@ fn tell_of_close(id: &str, limit: Duration, closed: Result<Result<(), Status>, E
     }
 }
 
+/// How long a close may take of what a call has begun that was to end by then: what is left of its time, and enough in any case.
+pub fn time_to_close(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(CLOSE_MIN)
+}
+
 /// How long the caller waits.
 fn limit(headers: &MetadataMap) -> Duration {
     let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
@@ -371,3 +393,5 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 const TURN_RETRY: Duration = Duration::from_millis(200);
 /// A handler keeps to its limit by itself, and takes back what it has begun: this is for one that hangs.
 const GRACE: Duration = Duration::from_secs(5);
+/// Less than that.
+const CLOSE_MIN: Duration = Duration::from_secs(4);

@@ -258,6 +258,29 @@ async fn a_request_goes_on_when_its_caller_goes_and_the_next_one_waits() {
 }
 
 #[tokio::test]
+async fn what_nobody_waits_for_any_more_is_closed_when_it_is_made_unless_it_is_asked_for_again() {
+    let mesh = Mesh::new();
+    let go = async |connection: Connection| {
+        let waiting = mesh.server.request(mesh.by(&mesh.nsc, asking(doing("wait", connection))));
+        let gone = timeout(Duration::from_millis(10), waiting).await;
+        assert!(gone.is_err(), "the caller has gone");
+    };
+    go(first()).await;
+    mesh.recorder.go_on.notify_one();
+    timeout(DEADLINE, mesh.recorder.closed.notified()).await.expect("a close");
+    assert_eq!(mesh.seen(), ["request", "close"]);
+    assert!(mesh.states().is_empty());
+    // A connection that we have forgotten has its id in the path.
+    let answer = mesh.request(first()).await.unwrap();
+    let forgetful = Mesh { server: ConnectionServer::new("nsmgr", LIFETIME, mesh.recorder.clone()), ..mesh };
+    let waiting = forgetful.server.request(forgetful.by(&forgetful.nsc, asking(doing("wait", answer.clone()))));
+    assert!(timeout(Duration::from_millis(10), waiting).await.is_err(), "the caller has gone");
+    let (next, ()) = tokio::join!(forgetful.request(answer), async { forgetful.recorder.go_on.notify_one() });
+    next.unwrap();
+    assert_eq!(forgetful.seen(), ["request", "request", "refresh"]);
+}
+
+#[tokio::test]
 async fn callers_that_are_not_believed_are_refused_and_leave_nothing() {
     let mesh = Mesh::new();
     let own = mesh.nsmgr.svid.certificate().id();
