@@ -1,13 +1,11 @@
 //! Handing over that did not end, and the others of an IOMMU group: who has a VF keeps it, whatever it is asked by.
 
-mod owned;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
+use crate::owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 use sriov_manager::attributes::{Attributes, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};

@@ -14,9 +14,7 @@ use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool, Principal};
 use sriov_manager::vfs::{Caller, Choice, Counts, Options, Reason, Remains, Request};
 use sriov_manager::{Driver, VfError, Vfs};
 
-mod owned;
-
-use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
+use crate::owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 
 fn by_plugin(request: Request) -> Request {
     Request { owner: Some("plugin".into()), ..request }

@@ -1,12 +1,10 @@
 //! Which VFs are lent where some of a pool fail, and where several are asked for at once.
 
-mod owned;
-
 use std::cell::Cell;
 use std::time::Duration;
 
+use crate::owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 use nix::libc;
-use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 use sriov_manager::attributes::{Attributes, Mac, Vlan};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;

@@ -13,9 +13,7 @@ use sriov_manager::lease::{Stage, Until};
 use sriov_manager::vfs::{Caller, Choice, Order, Place, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
-mod owned;
-
-use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
+use crate::owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 
 fn vlan(id: u16) -> Attributes {
     Attributes { vlan: Some(Vlan { id, ..Vlan::default() }), ..Attributes::default() }
