@@ -20,8 +20,8 @@ use tonic::Status;
 pub(super) struct NextHops {
     registry: Arc<RegistryCache>,
     kept: KeptHops,
-    /// Which endpoint of a service is next.
-    turns: Mutex<BTreeMap<String, usize>>,
+    /// When each endpoint was first to be asked: who waits longest is next.
+    last_asked: Mutex<LastAsked>,
 }
 
 /// Who may be next.
@@ -43,7 +43,7 @@ impl Candidates {
 
 impl NextHops {
     pub(super) fn new(registry: Arc<RegistryCache>, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { registry, kept: KeptHops::new(identity, options), turns: Mutex::default() }
+        Self { registry, kept: KeptHops::new(identity, options), last_asked: Mutex::default() }
     }
 
     /// Those that a connection may have: the one that it names, or those of its service.
@@ -68,8 +68,9 @@ impl NextHops {
         if all.is_empty() {
             return Err(Status::not_found(format!("network service {service} has no endpoint for this client")));
         }
-        let turn = self.turn(service, all.len());
-        all.rotate_left(turn);
+        let names: Vec<_> = all.iter().map(|found| found.endpoint.name.as_str()).collect();
+        let next = self.last_asked.lock().unwrap_or_else(PoisonError::into_inner).next(&names);
+        all.rotate_left(next);
         Ok(Candidates { endpoints: all, payload: Some(found.payload) })
     }
 
@@ -79,17 +80,6 @@ impl NextHops {
         let found = Box::pin(self.registry.find_endpoints(query, lookup)).await?;
         let found = found.into_iter().find(|found| found.endpoint.name == name);
         found.ok_or_else(|| Status::not_found(format!("network service endpoint {name} is not found")))
-    }
-
-    fn turn(&self, service: &str, endpoints: usize) -> usize {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if turns.len() >= TURNS_MAX && !turns.contains_key(service) {
-            turns.clear();
-        }
-        let turn = turns.entry(service.to_owned()).or_default();
-        let mine = *turn % endpoints;
-        *turn = mine + 1;
-        mine
     }
 
     /// Asks an endpoint, over the connection that was there before, if it still serves.
@@ -131,5 +121,57 @@ impl NextHops {
     }
 }
 
-/// Services whose turn is remembered.
+/// Who was asked when. That is known of each endpoint, not of a service: the functions of a chain are endpoints of one service, of which a
+/// client may have some only.
+#[derive(Debug, Default)]
+struct LastAsked {
+    when: BTreeMap<String, u64>,
+    now: u64,
+}
+
+impl LastAsked {
+    /// Which of these has waited longest, the first one of several. It has its turn with that.
+    fn next(&mut self, endpoints: &[&str]) -> usize {
+        let waiting_since = |at: &usize| self.when.get(endpoints[*at]).copied().unwrap_or_default();
+        let next = (0..endpoints.len()).min_by_key(waiting_since).unwrap_or_default();
+        let Some(name) = endpoints.get(next) else { return 0 };
+        if self.when.len() >= TURNS_MAX && !self.when.contains_key(*name) {
+            self.when.clear();
+        }
+        self.now += 1;
+        self.when.insert((*name).to_owned(), self.now);
+        next
+    }
+}
+
+/// Endpoints whose turn is remembered. Of more than that, some are asked more often than others.
 const TURNS_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_take_turns_also_when_others_of_their_service_are_asked_between() {
+        let mut asked = LastAsked::default();
+        let mut chosen = Vec::new();
+        for _ in 0..3 {
+            // A chain: a function that is alone, one of which there are two, and its end.
+            for hop in [&["firewall"][..], &["passthrough-a", "passthrough-b"], &["gateway"]] {
+                chosen.push(hop[asked.next(hop)]);
+            }
+        }
+        let passthroughs: Vec<_> = chosen.into_iter().filter(|name| name.starts_with("passthrough")).collect();
+        assert_eq!(passthroughs, ["passthrough-a", "passthrough-b", "passthrough-a"]);
+    }
+
+    #[test]
+    fn three_take_turns_and_a_new_one_is_next() {
+        let mut asked = LastAsked::default();
+        let mut all = vec!["a", "b", "c"];
+        let mut chosen: Vec<_> = (0..4).map(|_| all[asked.next(&all)]).collect();
+        all.push("d");
+        chosen.extend((0..3).map(|_| all[asked.next(&all)]));
+        assert_eq!(chosen, ["a", "b", "c", "a", "d", "b", "c"]);
+    }
+}
