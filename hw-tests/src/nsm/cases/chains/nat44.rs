@@ -152,13 +152,17 @@ fn trace_nat(mesh: &Mesh, socket: &Path, pod: &MeshPod) -> Result<()> {
         ensure!(lines.iter().any(|line| line.ends_with("[passed: translated]")), "no verdict in {said}");
         Ok(())
     })?;
+    // The page comes after the first lines.
+    until("the frames are in the file", || {
+        let bytes = std::fs::read(&file).context("read the file of the trace")?;
+        let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        ensure!(bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "the file is no pcapng: {} bytes", bytes.len());
+        for text in ["client", "network", "passed: translated", "GET / HTTP/1.1", PAGE] {
+            ensure!(has(text), "{text:?} is not in the file");
+        }
+        Ok(())
+    })?;
     trace.stop();
-    let bytes = std::fs::read(&file).context("read the file of the trace")?;
-    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-    ensure!(bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "the file begins with {:02x?}", &bytes[..4]);
-    for text in ["client", "network", "passed: translated", "GET / HTTP/1.1", PAGE] {
-        ensure!(has(text), "{text:?} is not in the file");
-    }
     Ok(())
 }
 
