@@ -39,14 +39,13 @@ pub(super) fn refreshes(mesh: &mut Mesh) -> Result<()> {
     let wires_before = mesh.near().wire_counts()?;
     let pings = client.pod.start_pings(&target.to_string());
     let (began, mut content) = (Instant::now(), Content::new(1));
-    let count = if mesh.cast().manager == Maker::Ours { REFRESHES } else { REFRESHES_GO };
-    for number in 1..=count {
+    for number in 1..=REFRESHES {
         known = client.ask(known)?;
         let path = path_of(&known);
         ensure!(path == before.0, "refresh {number}: the path was {:?}, and is {path:?}", before.0);
         echo(&mut near, &mut far, &content.next(4096)).with_context(|| format!("TCP after refresh {number}"))?;
     }
-    mesh.figure("a refresh of a chain takes", ms(began.elapsed() / count), "ms");
+    mesh.figure("a refresh of a chain takes", ms(began.elapsed() / REFRESHES), "ms");
     few_lost(pings.end()?)?;
     let after = (path_of(&known), client.pod.index(INTERFACE)?, end_pod.interfaces(), chain.joins(&names)?);
     ensure!(after == before, "path, interfaces, joints of the functions were {before:?} and are {after:?}");
@@ -55,7 +54,7 @@ pub(super) fn refreshes(mesh: &mut Mesh) -> Result<()> {
     for (name, was) in wires_before {
         let is = wires[&name];
         // One that was made anew would have lost its count.
-        let is_same = is.generation == was.generation && is.frames >= was.frames + u64::from(count);
+        let is_same = is.generation == was.generation && is.frames >= was.frames + u64::from(REFRESHES);
         ensure!(is_same, "the wire {name} was {was:?} and is {is:?}");
     }
     client.driver.close(&client.client, known, &client.namespace)?;
@@ -73,16 +72,15 @@ pub(super) fn connects_and_closes(mesh: &mut Mesh) -> Result<()> {
     // What a process opens once and keeps is not what this is about.
     client.use_and_close(client.first()?, &chain, mesh, true)?;
     let before = settled(|| chain.holdings(mesh), None)?;
-    let count = if mesh.cast().manager == Maker::Ours { CONNECTS } else { CONNECTS_GO };
     let began = Instant::now();
-    for number in 1..=count {
-        client.use_and_close(client.another()?, &chain, mesh, number.is_multiple_of(10))?;
+    for number in 1..=CONNECTS {
+        client.use_and_close(client.another()?, &chain, mesh, number.is_multiple_of(4))?;
     }
-    mesh.figure("a connection through a chain is made and closed within", ms(began.elapsed() / count), "ms");
+    mesh.figure("a connection through a chain is made and closed within", ms(began.elapsed() / CONNECTS), "ms");
     let (after, _) = until("what was held is free again", || {
         let now = chain.holdings(mesh)?;
         let more = now.iter().find(|(name, now)| now.exceeds(&before[*name], KEPT_MAX));
-        ensure!(more.is_none(), "after {count} connections {more:?} holds more than before: {before:?}");
+        ensure!(more.is_none(), "after {CONNECTS} connections {more:?} holds more than before: {before:?}");
         Ok(now)
     })?;
     ensure!(after.len() == before.len(), "of {before:?} there is {after:?}");
@@ -228,11 +226,9 @@ fn end_of(connection: &Connection) -> Result<Ipv4Addr> {
 
 /// Clients at once.
 pub(super) const CLIENTS: usize = 4;
-const REFRESHES: u32 = 100;
-const CONNECTS: u32 = 50;
-/// A manager in Go takes several times as long.
-const REFRESHES_GO: u32 = 20;
-const CONNECTS_GO: u32 = 12;
+/// The tenth is like the third. It is some more for what would happen now and then.
+const REFRESHES: u32 = 20;
+const CONNECTS: u32 = 12;
 /// Connections to others and threads that a process keeps for the next work: fewer than one for each that was closed.
 const KEPT_MAX: usize = 8;
 const OPEN: u16 = 80;
