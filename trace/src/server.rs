@@ -69,7 +69,8 @@ impl<T: Tapped> Trace for Service<T> {
             let tap = tapped.tap(&target, &capture)?;
             let (sender, receiver) = mpsc::channel(1);
             let undo = (Arc::clone(&tapped), tap.clone());
-            let reader = Reader { capture, filter, tap, clock: WallClock::now(), sender, phase, _permit: permit };
+            let clock = WallClock::now();
+            let reader = Reader { capture, filter, tap, clock, half: None, sender, phase, _permit: permit };
             let started = thread::Builder::new().name("trace".to_owned()).spawn(move || reader.run(&*tapped));
             started.map_err(|error| {
                 undo.0.untap(&undo.1);
@@ -88,6 +89,8 @@ struct Reader {
     filter: Filter,
     tap: Tap,
     clock: WallClock,
+    /// A frame as it came in, while its other half is not there yet, and whether it fits.
+    half: Option<(v1::TracedFrame, bool)>,
     sender: mpsc::Sender<Result<v1::TraceResponse, Status>>,
     phase: watch::Receiver<Phase>,
     _permit: OwnedSemaphorePermit,
@@ -134,63 +137,41 @@ impl Reader {
     }
 
     /// Those of now that fit, up to some, and whether that were all: a wire may be faster than we look. A frame that leaves otherwise than it
-    /// came in is sent both times if either fits.
-    fn read(&self) -> (Vec<v1::TracedFrame>, bool) {
+    /// came in is sent both times if either fits: the first half waits for the second one, which comes at once.
+    fn read(&mut self) -> (Vec<v1::TracedFrame>, bool) {
         let mut frames = Vec::new();
-        let (mut bytes, mut looked, mut is_all) = (0, 0, false);
-        let mut add = |frame: v1::TracedFrame| {
-            bytes += frame.bytes.len();
-            frames.push(frame);
-            bytes
-        };
-        // The frame as it came in, while its other half is not there yet.
-        let mut half: Option<(v1::TracedFrame, bool)> = None;
-        let until = Instant::now() + NAP;
-        loop {
-            let Some((frame, is_followed)) = self.capture.read(|frame| (self.traced(frame), frame.is_followed)) else {
-                // It comes at once.
-                if half.is_some() && Instant::now() < until {
-                    std::hint::spin_loop();
-                    continue;
-                }
-                is_all = true;
-                break;
+        let mut bytes = 0;
+        for _ in 0..LOOK_MAX {
+            let seen = self.capture.read(|frame| {
+                let fits = self.filter.fits(frame.bytes(), self.tap.is_ip, frame.remark());
+                // What is not sent is not copied.
+                let may_be_sent = fits || frame.is_followed || self.half.is_some();
+                may_be_sent.then(|| (self.traced(frame), fits, frame.is_followed))
+            });
+            let Some(seen) = seen else { return (frames, true) };
+            let Some((frame, fits, is_followed)) = seen else { continue };
+            let (first, is_either) = match self.half.take() {
+                Some((first, first_fits)) => (Some(first), first_fits || fits),
+                None => (None, fits),
             };
-            looked += 1;
-            let (frame, fits) = frame;
-            let mut size = 0;
-            match half.take() {
-                Some((first, first_fits)) if frame.outbound => {
-                    if first_fits || fits {
-                        add(first);
-                        size = add(frame);
-                    }
-                }
-                before => {
-                    if let Some((first, true)) = before {
-                        size = add(first);
-                    }
-                    if is_followed {
-                        half = Some((frame, fits));
-                    } else if fits {
-                        size = add(frame);
-                    }
+            if is_followed {
+                self.half = Some((frame, fits));
+            } else if is_either {
+                for frame in first.into_iter().chain([frame]) {
+                    bytes += frame.bytes.len();
+                    frames.push(frame);
                 }
             }
-            if (size >= MESSAGE_BYTES || looked >= LOOK_MAX) && half.is_none() {
+            if bytes >= MESSAGE_BYTES {
                 break;
             }
         }
-        if let Some((first, true)) = half {
-            frames.push(first);
-        }
-        (frames, is_all)
+        (frames, false)
     }
 
-    fn traced(&self, frame: &CapturedFrame) -> (v1::TracedFrame, bool) {
+    fn traced(&self, frame: &CapturedFrame) -> v1::TracedFrame {
         let remark = frame.remark();
-        let fits = self.filter.fits(frame.bytes(), self.tap.is_ip, remark);
-        let traced = v1::TracedFrame {
+        v1::TracedFrame {
             time_ns: self.clock.at(frame.ticks),
             interface: frame.end as u32,
             outbound: frame.is_outbound,
@@ -199,8 +180,7 @@ impl Reader {
             dropped: remark.dropped,
             word: remark.word.to_owned(),
             rule: remark.rule.to_owned(),
-        };
-        (traced, fits)
+        }
     }
 }
 
@@ -380,24 +360,48 @@ mod tests {
         wait_for(&target.ended, 1).await;
     }
 
-    #[test]
-    fn frames_that_fit_do_not_wait_for_those_that_do_not() {
-        let capture = Arc::new(Capture::new(2 * LOOK_MAX, 64));
-        let put = |port| {
-            let frame = capture.take(ticks::now(), 0, false, &udp(port)).expect("there is room");
-            capture.put(frame, Remark::default(), false);
-        };
-        put(7);
-        (1..2 * LOOK_MAX).for_each(|_| put(1));
-        let reader = Reader {
-            capture: Arc::clone(&capture),
+    /// Of port 7.
+    fn reader(capture: &Arc<Capture>) -> Reader {
+        Reader {
+            capture: Arc::clone(capture),
             filter: Filter::read(&v1::Filter { ports: vec![7], ..v1::Filter::default() }).unwrap(),
             tap: Tap { target: "t".to_owned(), interfaces: Vec::new(), is_ip: true },
             clock: WallClock::now(),
+            half: None,
             sender: mpsc::channel(1).0,
             phase: watch::Sender::new(Phase::Serving).subscribe(),
             _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        }
+    }
+
+    fn put(capture: &Capture, end: usize, port: u8, is_followed: bool) {
+        let frame = capture.take(ticks::now(), end, end == 1, &udp(port)).expect("there is room");
+        capture.put(frame, Remark::default(), is_followed);
+    }
+
+    #[test]
+    fn a_half_waits_for_the_other_one_however_late_that_is() {
+        let capture = Arc::new(Capture::new(4, 64));
+        let mut reader = reader(&capture);
+        let mut read = || {
+            let (frames, is_all) = reader.read();
+            assert!(is_all);
+            frames.iter().map(|frame| frame.bytes[21]).collect::<Vec<_>>()
         };
+        for (first, second, sent) in [(1, 7, vec![1, 7]), (7, 1, vec![7, 1]), (1, 2, vec![])] {
+            put(&capture, 0, first, true);
+            assert_eq!(read(), [0; 0], "whoever copies frames is held up between the two");
+            put(&capture, 1, second, false);
+            assert_eq!(read(), sent);
+        }
+    }
+
+    #[test]
+    fn frames_that_fit_do_not_wait_for_those_that_do_not() {
+        let capture = Arc::new(Capture::new(2 * LOOK_MAX, 64));
+        put(&capture, 0, 7, false);
+        (1..2 * LOOK_MAX).for_each(|_| put(&capture, 0, 1, false));
+        let mut reader = reader(&capture);
         let reads: Vec<_> = (0..3).map(|_| reader.read()).map(|(frames, is_all)| (frames.len(), is_all)).collect();
         assert_eq!(reads, [(1, false), (0, false), (0, true)]);
     }
