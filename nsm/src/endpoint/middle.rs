@@ -168,9 +168,10 @@ impl<B: Between> MiddleEndpoint<B> {
 
 /// Has what was answered behind become what is answered in front, whose links carry packets of so many bytes.
 fn answer_in_front(between: &impl Between, connection: &mut Connection, mtu: u32) {
+    // Whoever has answered may have said more than it was asked for, or nothing: what stands between is to know what both sides carry.
+    limit_mtu(connection, mtu);
     let behind = connection.context.take().unwrap_or_default();
     connection.context = Some(between.answer(&connection.id, behind));
-    // Whoever has answered may have said more than it was asked for.
     limit_mtu(connection, mtu);
 }
 

@@ -82,6 +82,7 @@ impl KeptHops {
             let (code, connection) = (error.status.code(), next.connection());
             let is_past = is_token_denied(&error.status) || connection.has_ended();
             if is_past || code == Code::DeadlineExceeded {
+                connection.give_up();
                 kept.renew(connection).await;
             }
             if is_past
@@ -228,8 +229,12 @@ mod tests {
         while others.last().is_none_or(|other| is_same(&next, other)) {
             others.push(hops.get(&found).await.unwrap());
         }
-        let (again, _) = hops.request(&found, message(answer), &[], Some(&next), false, until).await.unwrap();
+        let (again, _) = hops.request(&found, message(answer.clone()), &[], Some(&next), false, until).await.unwrap();
         assert!(is_same(&next, &again));
+        // Unless somebody has waited there in vain.
+        next.connection().give_up();
+        let (again, _) = hops.request(&found, message(answer), &[], Some(&next), false, until).await.unwrap();
+        assert!(!is_same(&next, &again));
     }
 
     #[tokio::test]

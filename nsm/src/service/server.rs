@@ -78,6 +78,8 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
         check_request(&request)?;
         let NetworkServiceRequest { connection, mechanism_preferences } = request;
         let mut connection = connection.unwrap_or_default();
+        let path = connection.path.iter().flat_map(|path| &path.path_segments);
+        let told: Vec<_> = path.map(|segment| segment.id.clone()).collect();
         let place = Place::enter(&mut connection, &self.0.name)?;
         incoming.check(&mut connection, place)?;
         let owner = self.0.owner(&connection, place)?;
@@ -101,12 +103,12 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
         };
         // What was begun is brought to its end, whether or not the caller waits for it. This lives as long as it does.
         let (waits, serving) = (Arc::new(()), Arc::clone(&self.0));
+        let is_told = place.own == place.caller || told.contains(&call.connection.id);
+        let waiting = (!is_told).then(|| Arc::downgrade(&waits));
         if let Some(span) = &span {
             span.note(&call.connection);
         }
-        let answer =
-            tokio::spawn(trace::inside(span.clone(), serving.request(call, owner, expires, Arc::downgrade(&waits))))
-                .await;
+        let answer = tokio::spawn(trace::inside(span.clone(), serving.request(call, owner, expires, waiting))).await;
         drop(waits);
         let answer =
             answer.unwrap_or_else(|error| Err(Status::internal(format!("the request was not finished: {error}"))));
@@ -153,13 +155,13 @@ impl<H: Handler> Serving<H> {
         Ok(Owner::of(&connection.path.clone().unwrap_or_default(), place, &self.relays)?)
     }
 
-    /// `waits` is there as long as the caller is.
+    /// `waits` is there as long as the caller is; none: the caller knows the id that the connection has here, and asks for it again.
     async fn request(
         self: Arc<Self>,
         mut call: Call,
         owner: Owner,
         expires: SystemTime,
-        waits: Weak<()>,
+        waits: Option<Weak<()>>,
     ) -> Result<Connection, Status> {
         let mut held = self.table.hold(&call.connection.id, &owner).await?;
         // Time to close it is kept.
@@ -189,7 +191,7 @@ impl<H: Handler> Serving<H> {
         let entry = held.entry();
         entry.known = Some(Arc::new(answer.clone()));
         entry.caller = peer.map(|peer| peer.certificate().id().clone());
-        if is_first && waits.strong_count() == 0 && !held.is_waited_for() {
+        if is_first && waits.is_some_and(|waits| waits.strong_count() == 0) {
             // It has not heard which id the connection has here, and so can never close it.
             tracing::info!(id, "whoever asked for the connection has gone: it is closed");
             self.close_held(&mut held, None, CLOSE_LIMIT).await;
@@ -354,7 +356,7 @@ fn tell_of_close(id: &str, limit: Duration, closed: Result<Result<(), Status>, E
     }
 }
 
-/// How long a close may take of what a call has begun that was to end by then: what is left of its time, and enough in any case.
+/// How long the close of what a call has begun may take: what is left of the call's time, and never too little.
 pub fn time_to_close(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now()).max(CLOSE_MIN)
 }
@@ -393,5 +395,5 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 const TURN_RETRY: Duration = Duration::from_millis(200);
 /// A handler keeps to its limit by itself, and takes back what it has begun: this is for one that hangs.
 const GRACE: Duration = Duration::from_secs(5);
-/// Less than that.
+/// Less than [`GRACE`].
 const CLOSE_MIN: Duration = Duration::from_secs(4);

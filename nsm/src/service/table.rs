@@ -124,12 +124,6 @@ impl Held {
         &mut self.entry
     }
 
-    /// Whether another call waits for its turn.
-    pub(super) fn is_waited_for(&self) -> bool {
-        // One is the table's, and one is ours.
-        self.table.lock().get(&self.id).is_some_and(|slot| Arc::strong_count(&slot.entry) > 2)
-    }
-
     /// Stops the timer, if there is one.
     pub(super) fn stop_timer(&mut self) {
         if let Some(timer) = self.entry.timer.take() {

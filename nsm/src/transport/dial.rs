@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,8 @@ pub struct Connection {
     since: Instant,
     /// Places for those who share it.
     shares: Arc<Semaphore>,
+    /// Somebody has waited for an answer in vain.
+    given_up: Arc<AtomicBool>,
 }
 
 /// What clients of services are made with: each call carries a token.
@@ -100,7 +103,12 @@ impl Connection {
     /// those of the other side are denied to others once it has a new one, which it has after half of the old one's time.
     pub fn is_fresh(&self, identity: &Identity) -> bool {
         let is_ours = Arc::ptr_eq(self.peer.svid(), &identity.svid);
-        is_ours && self.is_usable() && SystemTime::now() < self.fresh_until
+        is_ours && self.is_usable() && SystemTime::now() < self.fresh_until && !self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Nobody begins anything over it any more: the other side did not answer.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is there, with certificates that have not run out.
@@ -151,8 +159,8 @@ async fn connect(
     let fresh_until = now + peer.certificate().not_after().duration_since(now).unwrap_or_default() / 2;
     let tokens = TokenHeaders::new(Arc::clone(peer.svid()), Arc::clone(peer.certificate()), options.token_lifetime);
     let calls = InterceptedService::new(channel(stream).await?, tokens);
-    let (since, shares) = (Instant::now(), Arc::new(Semaphore::new(SHARES)));
-    Ok(Connection { calls, peer, ended, fresh_until, since, shares })
+    let (since, shares, given_up) = (Instant::now(), Arc::new(Semaphore::new(SHARES)), Arc::default());
+    Ok(Connection { calls, peer, ended, fresh_until, since, shares, given_up })
 }
 
 /// A channel over this stream and no other.
