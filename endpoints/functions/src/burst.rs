@@ -86,7 +86,9 @@ impl Burst {
 
     /// By which one the function made its frame number `made`.
     pub fn maker(&self, made: usize) -> usize {
-        self.frames.partition_point(|frame| frame.made as usize <= made)
+        let maker = self.frames.partition_point(|frame| frame.made as usize <= made);
+        // What was made after the last word about a frame leaves behind the last one.
+        maker.min(self.frames.len().saturating_sub(1))
     }
 
     /// Forgets them.

@@ -535,7 +535,9 @@ impl<F: Function> Judge<'_, F> {
             sender.refresh().map_err(|fault| (far, fault))?;
         }
         if let Some(Waiting { first, .. }) = self.waiting.take() {
-            if !self.put(first, index, sender.as_deref_mut()).map_err(|fault| (far, fault))? {
+            let made = self.made.len();
+            let is_any_put = self.put(first, index, sender.as_deref_mut()).map_err(|fault| (far, fault))?;
+            if !is_any_put && self.made.len() == made {
                 return Ok(false);
             }
         } else if !receiver.refresh().map_err(|fault| (near, fault))? {
