@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -50,13 +50,13 @@ impl NetNs {
     }
 
     /// Runs `work` inside the namespace, and returns when it is done. The sockets and devices it opens stay in that namespace. A panic of
-    /// `work` continues in the caller.
+    /// `work` continues in the caller. The thread may be the caller's: `work` changes nothing else of it, such as mounts or its CPUs.
     ///
     /// The calling thread goes there and comes back, which takes microseconds; a thread for it takes a tenth of a millisecond and more. The
     /// first thread of a process stays where it is, since others take its namespace for that of the process, and so does one that may not come
     /// back: in their place a thread goes that ends there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        match Visit::possible()? {
+        match Visit::possible() {
             Some(visit) => visit.run(self, work),
             None => in_thread(|| {
                 self.enter()?;
@@ -195,13 +195,14 @@ struct Visit {
 
 impl Visit {
     /// `None`: this thread must stay.
-    fn possible() -> io::Result<Option<Self>> {
+    fn possible() -> Option<Self> {
         if gettid() == getpid() {
-            return Ok(None);
+            return None;
         }
-        let home = NetNs::current()?;
+        let home = NetNs::current().ok()?;
         // Whoever was put into a namespace may not be allowed to enter it.
-        Ok(home.enter().is_ok().then_some(Self { home }))
+        home.enter().ok()?;
+        Some(Self { home })
     }
 
     fn run<T>(self, place: &NetNs, work: impl FnOnce() -> T) -> io::Result<T> {
@@ -216,7 +217,8 @@ impl Drop for Visit {
     fn drop(&mut self) {
         if let Err(error) = self.home.enter() {
             // What this thread would do next it would do to a stranger.
-            eprintln!("a thread cannot come back from a network namespace: {error}; the process ends");
+            let _ =
+                writeln!(io::stderr(), "a thread cannot come back from a network namespace: {error}; the process ends");
             abort();
         }
     }

@@ -137,7 +137,7 @@ impl Reader {
     }
 
     /// Those of now that fit, up to some, and whether that were all: a wire may be faster than we look. A frame that leaves otherwise than it
-    /// came in is sent both times if either fits: the first half waits for the second one, which comes at once.
+    /// came in is sent both times if either fits: the first half waits for the second one, which the same thread puts next.
     fn read(&mut self) -> (Vec<v1::TracedFrame>, bool) {
         let mut frames = Vec::new();
         let mut bytes = 0;

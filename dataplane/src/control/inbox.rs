@@ -60,7 +60,7 @@ pub enum EngineRequest {
         /// The answer, once they are published.
         reply: Reply<()>,
     },
-    /// Read those of one wire.
+    /// Read those of one wire. Who asks while they are being read is answered with that.
     LookAt {
         /// Its name.
         name: String,

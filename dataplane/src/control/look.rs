@@ -1,6 +1,6 @@
 //! Interfaces and other devices are looked at, now and then and when somebody asks.
 //!
-//! Interfaces are asked together, by one job. That an interface is gone is noticed by its lane too, if that is with a worker.
+//! Interfaces of all wires are asked together, by one job. That an interface is gone is noticed by its lane too, if that is with a worker.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -20,7 +20,7 @@ use tonic::Status;
 pub(super) struct NextHops {
     registry: Arc<RegistryCache>,
     kept: KeptHops,
-    /// When each endpoint was first to be asked: who waits longest is next.
+    /// When each endpoint was last put first: who waits longest is next.
     last_asked: Mutex<LastAsked>,
 }
 

@@ -273,9 +273,9 @@ impl Session<'_> {
             }
             TunnResult::Done => {}
         }
-        // What has waited for keys is sent as soon as they serve: when the other side has answered, or has used them. After a mere question,
-        // or a cookie, the library would put the first that waits behind the last one.
-        if matches!(message.first(), Some(&(HANDSHAKE_RESPONSE | DATA))) {
+        // What has waited for keys is sent as soon as they serve: when the other side has answered, or has used them. Without such keys the
+        // library would put the first that waits behind the last one.
+        if self.tunn.time_since_last_handshake().is_some() {
             while let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], buffer) {
                 send(self.socket, message).await;
             }
@@ -304,9 +304,6 @@ async fn send(socket: &tokio::net::UdpSocket, message: &[u8]) {
     }
 }
 
-/// The first byte of an answer to a handshake, and of a packet (WireGuard's protocol, "Messages").
-const HANDSHAKE_RESPONSE: u8 = 2;
-const DATA: u8 = 4;
 /// For all tunnels.
 const THREADS_MAX: usize = 2;
 /// Packets of one direction before the other one has its turn.

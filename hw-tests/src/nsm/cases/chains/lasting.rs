@@ -226,7 +226,7 @@ fn end_of(connection: &Connection) -> Result<Ipv4Addr> {
 
 /// Clients at once.
 pub(super) const CLIENTS: usize = 4;
-/// The tenth is like the third. It is some more for what would happen now and then.
+/// The tenth is like the third. Some more, for what happens only now and then.
 const REFRESHES: u32 = 20;
 const CONNECTS: u32 = 12;
 /// Connections to others and threads that a process keeps for the next work: fewer than one for each that was closed.
