@@ -171,7 +171,10 @@ impl Cables {
         let ferrule = ferrule(test)?;
         let netns = TestNetNs::new();
         for number in 0..2 {
-            netns.ip(&format!("link add g{number} type veth peer name d{number}"));
+            // DPDK names what the sockets of a device share by the process and the interface, exclusive or: with the numbers of interfaces that follow
+            // each other, that of generator and device is the same now and then, which the kernel refuses.
+            let index = (1 << 15) + number;
+            netns.ip(&format!("link add g{number} index {index} type veth peer name d{number}"));
             for end in ["g", "d"] {
                 // The kernel is to say nothing of its own.
                 netns.ip(&format!("link set {end}{number} addrgenmode none"));
