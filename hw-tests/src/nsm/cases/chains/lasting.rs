@@ -225,7 +225,7 @@ fn end_of(connection: &Connection) -> Result<Ipv4Addr> {
 }
 
 /// Clients at once.
-pub(super) const CLIENTS: usize = 4;
+pub(super) const CLIENTS: usize = 30;
 /// The tenth is like the third. Some more, for what happens only now and then.
 const REFRESHES: u32 = 20;
 const CONNECTS: u32 = 12;
