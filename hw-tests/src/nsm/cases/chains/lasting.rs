@@ -228,7 +228,8 @@ fn end_of(connection: &Connection) -> Result<Ipv4Addr> {
 pub(super) const CLIENTS: usize = 30;
 /// The tenth is like the third. Some more, for what happens only now and then.
 const REFRESHES: u32 = 20;
-const CONNECTS: u32 = 12;
+/// So many that what every second one leaves is more than [`KEPT_MAX`].
+const CONNECTS: u32 = 20;
 /// Connections to others and threads that a process keeps for the next work: fewer than one for each that was closed.
 const KEPT_MAX: usize = 8;
 const OPEN: u16 = 80;
