@@ -52,9 +52,9 @@ impl NetNs {
     /// Runs `work` inside the namespace, and returns when it is done. The sockets and devices it opens stay in that namespace. A panic of
     /// `work` continues in the caller. The thread may be the caller's: `work` changes nothing else of it, such as mounts or its CPUs.
     ///
-    /// The calling thread goes there and comes back, which takes microseconds; a thread for it takes a tenth of a millisecond and more. The
-    /// first thread of a process stays where it is, since others take its namespace for that of the process, and so does one that may not come
-    /// back: in their place a thread goes that ends there.
+    /// The calling thread goes there and comes back, which costs less than a thread for each visit. The first thread of a process stays where it
+    /// is, since others take its namespace for that of the process, and so does one that may not come back: in their place a thread goes that
+    /// ends there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         match Visit::possible() {
             Some(visit) => visit.run(self, work),
